@@ -1,0 +1,8 @@
+#!/bin/sh
+# Migrate, then become the command. Replicas that start together take turns: see `safemigrate --help`.
+set -eu
+
+python "$(dirname -- "$0")/manage.py" safemigrate --noinput \
+    --wait-for-database "${SAFEMIGRATE_WAIT_FOR_DATABASE:-60}"
+
+exec "$@"
