@@ -1,0 +1,110 @@
+"""Wait until a database accepts connections; and the patience that the lock shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import OperationalError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from tenacity import RetryCallState
+    from tenacity.wait import wait_base
+
+TELL_EVERY = 15.0
+LONGEST_PAUSE = 3.0
+LONGEST_ATTEMPT = 10
+# What concerns the driver's objects, or shares them, and not how the server is reached.
+NOT_FOR_A_TWIN = (
+    "connection_factory",
+    "cursor_factory",
+    "isolation_level",
+    "pool",
+    "row_factory",
+    "server_side_binding",
+)
+
+
+def wait_for_database(
+    connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
+) -> None:
+    """
+    Return once the database takes a connection; not at all asked with a patience of 0 seconds.
+
+    Every OperationalError on connecting is retried, a wrong password too: the drivers give no
+    SQLSTATE for it, its text is in the server's language, and a server that is being set up refuses
+    what it accepts a moment later. When patience is over the last one passes as it is.
+    """
+    if patience <= 0:
+        return
+    probe = twin(connection)
+    if connection.vendor == "postgresql":
+        # Where a firewall drops packets, one attempt would outlast any patience.
+        probe.settings_dict["OPTIONS"].setdefault("connect_timeout", LONGEST_ATTEMPT)
+    retrying = Retrying(
+        retry=retry_if_exception_type(OperationalError),
+        stop=stop_after_delay(patience),
+        wait=within(patience, wait_exponential_jitter(initial=0.1, max=LONGEST_PAUSE, jitter=0.3)),
+        before_sleep=Telling(tell, lambda state: _sentence(connection.alias, patience, state)),
+        reraise=True,
+    )
+    retrying(_knock, probe)
+
+
+def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
+    error = state.outcome.exception() if state.outcome else None
+    return f'Waiting up to {patience:g} s for database "{alias}": {first_line(error)}'
+
+
+def _knock(probe: BaseDatabaseWrapper) -> None:
+    dial(probe)
+    probe.close()
+
+
+def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
+    """Return an unconnected copy of the alias, outside Django's registry and pool."""
+    copy: BaseDatabaseWrapper = connection.copy()
+    for name in NOT_FOR_A_TWIN:
+        copy.settings_dict["OPTIONS"].pop(name, None)
+    return copy
+
+
+def dial(wrapper: BaseDatabaseWrapper) -> Any:
+    """Connect, and nothing more: no `connection_created`, no time zone, no role, no statement."""
+    with wrapper.wrap_database_errors:
+        wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())
+    return wrapper.connection
+
+
+def within(patience: float, wait: wait_base) -> Callable[[RetryCallState], float]:
+    """Return `wait`, cut so that the last attempt comes when `patience` seconds are over."""
+
+    def pause(state: RetryCallState) -> float:
+        return max(0.0, min(wait(state), patience - (state.seconds_since_start or 0.0)))
+
+    return pause
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return what fits a notice of the drivers' many-lined connection errors."""
+    return str(error).strip().partition("\n")[0]
+
+
+class Telling:
+    """Say a sentence when waiting starts and every 15 s, as a tenacity `before_sleep`."""
+
+    def __init__(
+        self, tell: Callable[[str], None], sentence: Callable[[RetryCallState], str]
+    ) -> None:
+        self.tell = tell
+        self.sentence = sentence
+        self.due = 0.0
+
+    def __call__(self, state: RetryCallState) -> None:
+        passed = state.seconds_since_start or 0.0
+        if passed >= self.due:
+            self.due = passed + TELL_EVERY
+            self.tell(self.sentence(state))
