@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from django.db import ProgrammingError
+from django.db import OperationalError, ProgrammingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,22 +30,20 @@ def scratch_databases(connection: BaseDatabaseWrapper, *names: str) -> Iterator[
     """Make sure that none of the databases exists before the block, nor after it."""
     if connection.settings_dict["NAME"] in names:
         raise ScratchError(f"This is the demo's own database: {connection.settings_dict['NAME']}.")
-    _drop(connection, names)
-    try:
-        yield
-    finally:
+    with _only_demo(connection):
         _drop(connection, names)
+        try:
+            yield
+        finally:
+            _drop(connection, names)
 
 
 def create(connection: BaseDatabaseWrapper, name: str, *, template: str | None = None) -> None:
     """Create the database anew, as a copy of the template if there is one."""
     _drop(connection, [name])
     copy = f" TEMPLATE {template}" if template else ""
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(f"CREATE DATABASE {name}{copy}")
-        except ProgrammingError as exc:
-            raise ScratchError(f"The demo needs a database of its own. {exc}".rstrip()) from exc
+    with connection.cursor() as cursor, _refusals_explained():
+        cursor.execute(f"CREATE DATABASE {name}{copy}")
         cursor.execute(f"COMMENT ON DATABASE {name} IS '{MARK}'")
 
 
@@ -62,8 +60,35 @@ def inside(connection: BaseDatabaseWrapper, name: str) -> Iterator[None]:
         connection.settings_dict["NAME"] = usual
 
 
+@contextmanager
+def _only_demo(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Refuse where another demo is under way."""
+    guard = connection.copy()  # `inside` closes the original, and a lock goes with its session
+    try:
+        with guard.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext(%s))", [MARK]
+            )
+            if cursor.fetchone() != (True,):
+                raise ScratchError("Another demo is running on this server.")
+        yield
+    finally:
+        guard.close()
+
+
+@contextmanager
+def _refusals_explained() -> Iterator[None]:
+    try:
+        yield
+    except (
+        OperationalError,
+        ProgrammingError,
+    ) as exc:  # no right to create, in use by another demo
+        raise ScratchError(f"The demo needs a database of its own: {exc}".rstrip()) from exc
+
+
 def _drop(connection: BaseDatabaseWrapper, names: Iterable[str]) -> None:
-    with connection.cursor() as cursor:
+    with connection.cursor() as cursor, _refusals_explained():
         for name in names:
             cursor.execute(COMMENT_ON, [name])
             found = cursor.fetchone()
