@@ -1,0 +1,45 @@
+"""The settings, each read when it is asked for, so that ``override_settings`` just works."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+def max_retries() -> int:
+    """``SAFEMIGRATE_MAX_RETRIES``: how often one statement is repeated for one table (3)."""
+    return _whole_number("SAFEMIGRATE_MAX_RETRIES", 3)
+
+
+def heal() -> bool:
+    """``SAFEMIGRATE_HEAL``: whether anything is touched at all (True), or only diagnosed."""
+    return _flag("SAFEMIGRATE_HEAL")
+
+
+def lock() -> bool:
+    """``SAFEMIGRATE_LOCK``: whether runs take turns with a database (True)."""
+    return _flag("SAFEMIGRATE_LOCK")
+
+
+def lock_wait() -> int:
+    """``SAFEMIGRATE_LOCK_WAIT``: how many seconds to wait for one's turn (600)."""
+    return _whole_number("SAFEMIGRATE_LOCK_WAIT", 600)
+
+
+def wait_for_database() -> int:
+    """``SAFEMIGRATE_WAIT_FOR_DATABASE``: how many seconds to wait for a database to be up (0)."""
+    return _whole_number("SAFEMIGRATE_WAIT_FOR_DATABASE", 0)
+
+
+def _whole_number(name: str, default: int) -> int:
+    value = getattr(settings, name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ImproperlyConfigured(f"{name} must be a whole number, 0 or more, not {value!r}.")
+    return value
+
+
+def _flag(name: str) -> bool:
+    value = getattr(settings, name, True)
+    if not isinstance(value, bool):
+        raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}.")
+    return value

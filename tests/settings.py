@@ -1,0 +1,20 @@
+"""The settings of the suite; the server is that of DATABASE_URL, see conftest.py."""
+
+from __future__ import annotations
+
+import os
+
+import dj_database_url
+
+_server = dj_database_url.parse(os.environ.get("DATABASE_URL", "postgresql:///postgres"))
+
+DATABASES = {"default": _server, "other": {**_server}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "safemigrate",
+    "tests.app",
+]
+SECRET_KEY = "tests"
+USE_TZ = True
