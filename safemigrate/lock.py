@@ -3,7 +3,7 @@ Take turns: one run migrates a database, the others wait for it.
 
 The turn is a transaction-level advisory lock on a connection of its own. It is polled for: the
 snapshot of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes with
-the process and the children forked from it. It is no fence: for that see `watching`.
+the process and the children forked from it. It is no fence: for that see ``watching``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # In pg_locks, which knows it per database, classid and objid are its upper and lower half.
 KEY = int.from_bytes(b"safemigr", "big")
 NAME_LENGTH = 63
-# How long to wait for a dead run's last statement: `watching` ends it within half a second.
+# How long to wait for a dead run's last statement: ``watching`` ends it within half a second.
 LAST_STATEMENT = 5.0
 
 Address = tuple[str, ...]
@@ -100,7 +100,7 @@ class Holder:
 
 @dataclass
 class Turn:
-    """What became of asking: a nested run has not `taken` it; `lost` is known when it is over."""
+    """What became of asking: a nested run has not ``taken`` it; ``lost`` is known at the end."""
 
     taken: bool
     lost: bool = False
@@ -111,7 +111,7 @@ def turn(
     connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
 ) -> Iterator[Turn]:
     """
-    Hold the turn of the connection's database, waiting up to `patience` seconds (0: try once).
+    Hold the turn of the connection's database, waiting up to ``patience`` seconds (0: try once).
 
     Raise LockTimeoutError when another run keeps it, LockUnavailableError where no turns can be
     taken, and the connection's own error where it cannot connect. A run inside the holder's own,
@@ -423,6 +423,7 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
     platform has it; of a connection in a transaction, or behind a pooler, the server is not asked.
     Connections that the alias opens in the meantime are watched too.
     """
+    process = os.getpid()
     watched: list[Any] = []
 
     def watch(connection: BaseDatabaseWrapper, **_: object) -> None:
@@ -436,7 +437,7 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
         with _on_connecting(watch):
             yield
     finally:
-        if connection.connection in watched:
+        if os.getpid() == process and connection.connection in watched:
             _set(connection, STOP_WATCHING)
 
 

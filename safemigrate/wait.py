@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.db import OperationalError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +53,7 @@ def wait_for_database(
     retrying = Retrying(
         retry=retry_if_exception_type(OperationalError),
         stop=stop_after_delay(patience),
-        wait=within(patience, wait_exponential_jitter(initial=0.1, max=LONGEST_PAUSE, jitter=0.3)),
+        wait=within(patience, wait_exponential(0.1, max=LONGEST_PAUSE) + wait_random(0, 0.3)),
         before_sleep=Telling(tell, lambda state: _sentence(connection.alias, patience, state)),
         reraise=True,
     )
@@ -73,14 +79,14 @@ def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
 
 
 def dial(wrapper: BaseDatabaseWrapper) -> Any:
-    """Connect, and nothing more: no `connection_created`, no time zone, no role, no statement."""
+    """Connect, and nothing more: no ``connection_created``, no time zone, no role, no statement."""
     with wrapper.wrap_database_errors:
         wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())
     return wrapper.connection
 
 
 def within(patience: float, wait: wait_base) -> Callable[[RetryCallState], float]:
-    """Return `wait`, cut so that the last attempt comes when `patience` seconds are over."""
+    """Return ``wait``, cut so that the last attempt comes when ``patience`` seconds are over."""
 
     def pause(state: RetryCallState) -> float:
         return max(0.0, min(wait(state), patience - (state.seconds_since_start or 0.0)))
@@ -94,7 +100,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 class Telling:
-    """Say a sentence when waiting starts and every 15 s, as a tenacity `before_sleep`."""
+    """Say a sentence when waiting starts and every 15 s, as a tenacity ``before_sleep``."""
 
     def __init__(
         self, tell: Callable[[str], None], sentence: Callable[[RetryCallState], str]
