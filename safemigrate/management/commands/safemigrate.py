@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+# A run inside a run, as of call_command("migrate") in a migration, leaves the telling to the outer.
+_is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
 
 
 def whole_number(value: object) -> int:
@@ -181,9 +185,12 @@ class Command(BaseCommand):
         finally:
             self.lines.end()
 
+    def takes_turn(self, options: dict[str, Any]) -> bool:
+        return not any(options.get(name) for name in self.options_that_only_read)
+
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
-        if any(options.get(name) for name in self.options_that_only_read):
+        if not self.takes_turn(options):
             choices = replace(choices, lock=False)
         wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
         with self._turn(connection, choices), self._healing(choices):
@@ -207,14 +214,16 @@ class Command(BaseCommand):
 
     @contextmanager
     def _healing(self, choices: _Choices) -> Iterator[None]:
+        is_nested = _is_running.get()
+        running = _is_running.set(True)
+        tell = None if is_nested else self._tell
         report = Report()
         try:
-            with healing(
-                max_retries=choices.max_retries, heal=choices.heal, tell=self._tell
-            ) as report:
+            with healing(max_retries=choices.max_retries, heal=choices.heal, tell=tell) as report:
                 yield
         finally:
-            if report.resyncs and self.verbosity >= 1:
+            _is_running.reset(running)
+            if report.resyncs and self.verbosity >= 1 and not is_nested:
                 self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report)))
 
     def _tell_waiting(self, text: str) -> None:

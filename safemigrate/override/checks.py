@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import apps
+from django.core import checks, management
+
+APP = "safemigrate.override"
+
+
+def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn where another app's ``migrate`` wins over the one that this app is listed for."""
+    owner = management.get_commands()["migrate"]
+    if not apps.is_installed(APP) or owner == APP:
+        return []
+    return [
+        checks.Warning(
+            f"{APP} has no effect: the migrate command is that of {owner}, which stands above it "
+            "in INSTALLED_APPS.",
+            hint=f'Move "{APP}" above "{owner}", whose migrate it then runs; or take it out and '
+            "run manage.py safemigrate.",
+            id="safemigrate.W003",
+        )
+    ]
