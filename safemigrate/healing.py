@@ -15,12 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, IntegrityError, connections, transaction
+from django.db import Error, IntegrityError, connections
 from tenacity import Retrying, retry_if_exception
 
 from . import conf
 from .collisions import Collision, collision_of, explanation
 from .sequences import (
+    FAILED,
+    IDLE,
     SAVEPOINT,
     Finding,
     Sequence,
@@ -30,6 +32,7 @@ from .sequences import (
     look,
     looking,
     obstacle_of,
+    own_transaction,
     resync,
     settle,
     table_of,
@@ -48,7 +51,6 @@ logger.addHandler(logging.NullHandler())
 # every one of them has to look into pg_subtrans. Some are left to the migration itself.
 GUARDS = 60
 UNGUARDED = "The statement failed in a transaction and had no savepoint, so it was not repeated."
-IDLE, FAILED = 0, 3
 
 ANY_TRIGGERS = """
     SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
@@ -267,11 +269,11 @@ class Healer:
     @contextmanager
     def _among_ourselves(self) -> Iterator[None]:
         """Let the statements of the block pass this wrapper as they are."""
-        self._busy = True
+        was_busy, self._busy = self._busy, True
         try:
             yield
         finally:
-            self._busy = False
+            self._busy = was_busy
 
     def _execute(self, sql: str) -> Any:
         with self.connection.cursor() as cursor:
@@ -346,8 +348,12 @@ class Healer:
                     if insert.names(column, table.columns)
                 )
         for change in statement.changes:
-            if table := self._tables.get(self._key(change.table)):
-                self._distrust(table.fed[name] for name in change.columns if name in table.fed)
+            # By the column's name alone: the table may be known by another spelling, or a view.
+            self._distrust(
+                table.fed[name]
+                for table in list(self._tables.values())
+                for name in table.fed.keys() & change.columns
+            )
 
     def _distrust(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
@@ -617,7 +623,7 @@ class _Repair:
     def repeat(self) -> Any:
         if self.inside:
             return self.attempt.send()
-        with transaction.atomic(using=self.connection.alias):
+        with own_transaction(self.connection):
             return self.attempt.send()
 
     def heals(self, error: BaseException) -> bool:

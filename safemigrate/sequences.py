@@ -7,14 +7,14 @@ Identifiers are quoted by the server (``format('%I')``) before they are put into
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import transaction
+from django.db import Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -163,15 +163,36 @@ SETTINGS = """
            pg_catalog.set_config('row_security', 'off', true)
 """
 SAVEPOINT = "safemigrate"
+IDLE, FAILED = 0, 3
+PSYCOPG2_READY = 1
 
 
 def in_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the next statement runs inside a transaction block."""
-    return not connection.get_autocommit() or transaction_status(connection) != 0
+    """Tell whether the next statement runs inside a transaction block of the server's."""
+    if transaction_status(connection) != IDLE:
+        return True
+    # The drivers begin one themselves; psycopg2 not where it thinks that the one is still open
+    # that the migration's own COMMIT has ended.
+    begins = getattr(connection.connection, "status", PSYCOPG2_READY) == PSYCOPG2_READY
+    return begins and not connection.get_autocommit()
+
+
+@contextmanager
+def own_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Wrap the block in a transaction where the server has none, whatever Django thinks."""
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        try:
+            yield
+        except BaseException:
+            with suppress(Error):
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
 
 
 def transaction_status(connection: BaseDatabaseWrapper) -> int:
-    """Ask libpq: 0 is idle, 2 in a transaction, 3 in a failed one. Nothing is sent."""
+    """Ask libpq, without sending anything, for IDLE, 2 (in a transaction) or FAILED."""
     return int(connection.connection.info.transaction_status)
 
 
@@ -186,7 +207,7 @@ def looking(
     is a transaction of its own.
     """
     if not in_transaction(connection):
-        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+        with own_transaction(connection), connection.cursor() as cursor:
             yield cursor
         return
     with connection.cursor() as cursor:

@@ -8,6 +8,7 @@ it; and it is some 25 times slower, for text that the ORM sends thousands of tim
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -22,6 +23,7 @@ CACHED_LENGTH = 20_000
 TOKEN = re.compile(
     r"""
       (?P<blank>    \s+ | --[^\n]* )
+    | (?P<exotic>   [uU]&" )
     | (?P<comment>  /\* )
     | (?P<string>   [eE]'(?:[^'\\]|\\.|'')*' | (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*'
                   | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$ )
@@ -33,6 +35,7 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 # What may stand before a parenthesis and writes nothing: SQL's own words, types, and the functions
@@ -89,7 +92,7 @@ MEANINGFUL_SETTINGS = frozenset(
 
 @dataclass(frozen=True)
 class Insert:
-    """One INSERT: its table as written, and what it says of each column.
+    """One INSERT: its table, quoted, and what it says of each column.
 
     ``columns`` is None where the statement has no column list, ``width`` where the number of
     values isn't in the text. ``always_default`` and ``ever_default`` are positions.
@@ -121,7 +124,7 @@ class Insert:
 
 @dataclass(frozen=True)
 class Change:
-    """One UPDATE or DELETE: its table as written and the columns that it sets."""
+    """One UPDATE or DELETE: its table, quoted, and the columns that it sets."""
 
     table: str
     columns: tuple[str, ...] = ()
@@ -163,7 +166,7 @@ def read(sql: str) -> Statement:
 
 
 def bare_name(table: str) -> str:
-    """Return a table's own name from one as written, without schema, quotes and upper case."""
+    """Return a table's own name from a quoted one, without its schema and quotes."""
     return _unquoted(list(_tokens(table))[-1])
 
 
@@ -174,6 +177,9 @@ class _Token:
 
     def is_name(self) -> bool:
         return self.kind in ("word", "quoted")
+
+    def quoted(self) -> str:
+        return f'"{self.text}"' if self.kind == "word" else self.text
 
 
 _END = _Token("end", "")
@@ -189,12 +195,17 @@ def _tokens(sql: str) -> Iterator[_Token]:
         kind, text, position = str(match.lastgroup), match[0], match.end()
         if kind == "comment":
             position = _comment_end(sql, position)
-        elif kind == "stray":
-            raise ValueError(f"unterminated {text} at {match.start()}")
+        elif kind in ("stray", "exotic"):
+            raise ValueError(f"{text} at {match.start()}")
         elif kind == "tag":
             yield _Token("string", text)
         elif kind != "blank":
-            yield _Token(kind, text.lower() if kind == "word" else text)
+            yield _Token(kind, _folded(text) if kind == "word" else text)
+
+
+def _folded(word: str) -> str:
+    """Fold as the server does: ASCII letters only."""
+    return word.lower() if word.isascii() else word.translate(ASCII_LOWER)
 
 
 def _comment_end(sql: str, position: int) -> int:
@@ -267,13 +278,13 @@ class _Reader:
         return found
 
     def _name(self) -> str | None:
-        """Move past a name, qualified or not, and return it as written."""
+        """Move past a name, qualified or not, and return it with all its parts quoted."""
         if not self._peek().is_name():
             return None
-        parts = [self._peek().text]
+        parts = [self._peek().quoted()]
         self.at += 1
         while self._peek().text == "." and self._peek(1).is_name():
-            parts.append(self._peek(1).text)
+            parts.append(self._peek(1).quoted())
             self.at += 2
         return ".".join(parts)
 

@@ -136,6 +136,11 @@ class Outcome:
             (frame.filename, frame.name),
         )
 
+    def forget_keys(self) -> None:
+        for name, found in self.tables.items():
+            if name.startswith("public.app_"):
+                self.tables[name] = sorted((row[1:] for row in found), key=repr)
+
 
 def without_oids(args: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(re.sub(r"\b\d{5,}\b", "N", str(each)) for each in args)
@@ -154,12 +159,15 @@ class Law:
         put_back: Iterable[str] = (),
         to: int = 1,
         spoil: Callable[[], None] | None = None,
+        up_to_keys: bool = False,
         **options: Any,
     ) -> Outcome:
         """Run both commands on twins of the database as it is; return safemigrate's outcome.
 
         The sequences of the tables ``put_back`` (all, where there are none) give ``to`` next on
         one twin; on the other every sequence is right. ``spoil`` does more harm to the first.
+        With ``up_to_keys`` the first columns of the app's own tables may differ: a statement that
+        was repeated, because a trigger or a function of it collided, has drawn its key twice.
         """
         set_right()
         connection.close()
@@ -173,6 +181,9 @@ class Law:
                 spoil()
             actual = self.run("safemigrate", *args, **options)
         self.databases.drop(healthy)
+        if up_to_keys:
+            expected.forget_keys()
+            actual.forget_keys()
         for part in ("failure", "lines", "signals", "tables", "schema"):
             mine, theirs = getattr(actual, part), getattr(expected, part)
             assert mine == theirs, f"{part}: {actual.error!r} {actual.notices}"
