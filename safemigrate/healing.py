@@ -99,7 +99,7 @@ class Note:
         return self.text
 
 
-@dataclass
+@dataclass(eq=False)
 class Report:
     """What a run of :func:`healing` did: ``resyncs`` and ``notes``, in order."""
 
@@ -458,6 +458,7 @@ class Healer:
         inside = in_transaction(self.connection)
         if inside and not attempt.is_guarded:
             self._debts.append(_Debt(failure, collision))
+            self._forget_all()
             raise failure
         repair = _Repair(self, attempt, inside=inside)
         try:
@@ -661,7 +662,11 @@ class _Repair:
             text = f"{sequences[0]}, which feeds {table}, was left alone: {obstacle}"
             self.healer.explain(error, text)
             return False
-        return not names and not refusal and self._may_have_moved_on(cursor, table, findings)
+        if names or refusal or not self._may_have_moved_on(cursor, table, findings):
+            why = f", but the statement {refusal}" if refusal else ""
+            self.healer.explain(error, f"No sequence that feeds {table} is behind now{why}.")
+            return False
+        return True
 
     def _may_have_moved_on(self, cursor: Any, table: Table, findings: list[Finding]) -> bool:
         """Allow one repeat where nothing is behind: the failed draw itself moved the sequence."""

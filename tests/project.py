@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, type[django_migrations.Migration]] = {}
 NOTICE = re.compile(r"  Resynced .* from -?\d+ to -?\d+ for |\d+ sequences? (was|were) behind and ")
+DURATION = re.compile(r" \(\d+\.\d+s\)$")
 _numbers = itertools.count()
 
 COLUMNS = """
@@ -207,7 +208,7 @@ class Law:
         finally:
             pre_migrate.disconnect(record)
             post_migrate.disconnect(record)
-        printed = out.getvalue().splitlines()
+        printed = [DURATION.sub("", line) for line in out.getvalue().splitlines()]
         outcome.notices = [line for line in printed if NOTICE.match(line)]
         outcome.lines = [line for line in printed if not NOTICE.match(line)]
         if connection.in_atomic_block or connection.needs_rollback:
