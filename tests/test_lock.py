@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from threading import Lock as ThreadLock
 from typing import TYPE_CHECKING, Any
 
@@ -74,22 +74,25 @@ def options() -> Iterator[dict[str, Any]]:
 def role() -> Iterator[str]:
     """A role that may log in, and what a role of this name with _assumed behind may."""
     name = f"safemigrate_test_{os.getpid()}"
-    execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    execute(f"CREATE ROLE {name} LOGIN NOINHERIT PASSWORD 'x'")
     execute(f"CREATE ROLE {name}_assumed ROLE {name}")
     yield name
     execute(f"DROP OWNED BY {name}, {name}_assumed")
     execute(f"DROP ROLE {name}, {name}_assumed")
 
 
-@pytest.fixture
-def as_role(role: str) -> Iterator[str]:
-    """Turn the alias into that role for the length of the test, from when it connects next."""
+@contextmanager
+def logged_in_as(role: str) -> Iterator[None]:
+    """Let the alias connect as that role for a while."""
     settings = connection.settings_dict
     before = {name: settings[name] for name in ("USER", "PASSWORD")}
-    settings |= {"USER": role, "PASSWORD": "x"}
-    yield role
     connection.close()
-    settings |= before
+    settings |= {"USER": role, "PASSWORD": "x"}
+    try:
+        yield
+    finally:
+        connection.close()
+        settings |= before
 
 
 # --- One at a time
@@ -428,36 +431,37 @@ def test_an_index_is_built_concurrently_while_others_wait(options: dict[str, Any
 # --- Where no turns can be taken
 
 
-def test_no_spare_connection_names_the_way_out(as_role: str) -> None:
-    execute(f"ALTER ROLE {as_role} CONNECTION LIMIT 1")
-    connection.close()
+def test_no_spare_connection_names_the_way_out(role: str) -> None:
+    execute(f"ALTER ROLE {role} CONNECTION LIMIT 1")
     with (
+        logged_in_as(role),
         pytest.raises(LockUnavailableError, match="--no-lock") as raised,
         turn(connection, patience=LONG, tell=pytest.fail),
     ):
         pytest.fail("it was taken")
     assert isinstance(raised.value.__cause__, OperationalError)
-    assert as_role in str(raised.value)
+    assert role in str(raised.value)
 
 
-def test_no_privilege_names_the_way_out(as_role: str) -> None:
-    execute("REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) FROM PUBLIC")
-    connection.close()
+REVOKE = "REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) FROM PUBLIC"
+
+
+def test_no_privilege_names_the_way_out(role: str) -> None:
+    execute(REVOKE)
     with (
+        logged_in_as(role),
         pytest.raises(LockUnavailableError, match=r"permission denied.*\n.*--no-lock"),
         turn(connection, patience=LONG, tell=pytest.fail),
     ):
         pytest.fail("it was taken")
 
 
-def test_a_privilege_of_the_assumed_role_is_enough(as_role: str, options: dict[str, Any]) -> None:
-    assumed = f"{as_role}_assumed"
-    execute("REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) FROM PUBLIC")
-    execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) TO {assumed}")
-    connection.close()
-    options["assume_role"] = assumed
-    with turn(connection, patience=0, tell=quiet) as held:
-        assert value("SELECT current_user") == assumed
+def test_a_privilege_of_the_assumed_role_is_enough(role: str, options: dict[str, Any]) -> None:
+    execute(REVOKE)
+    execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) TO {role}_assumed")
+    options["assume_role"] = f"{role}_assumed"
+    with logged_in_as(role), turn(connection, patience=0, tell=quiet) as held:
+        assert value("SELECT current_user") == f"{role}_assumed"
         assert held.taken
 
 
