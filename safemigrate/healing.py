@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ logger.addHandler(logging.NullHandler())
 # PostgreSQL keeps 64 subtransactions of a transaction at hand for other sessions; beyond that
 # every one of them has to look into pg_subtrans. Some are left to the migration itself.
 GUARDS = 60
+ALONE = "what it gives is not a sequence's own next value, so it was left alone."
 UNGUARDED = "The statement failed in a transaction and had no savepoint, so it was not repeated."
 
 ANY_TRIGGERS = """
@@ -504,10 +505,20 @@ class Healer:
                 names |= any(each in change.columns for each in columns)
         return names, leaves
 
+    def leaves_default(self, table: Table, collision: Collision, statement: Statement) -> bool:
+        """Tell whether the statement leaves a column of the constraint to a default of its own."""
+        columns = table.indexes.get(collision.constraint, ())
+        return any(
+            insert.leaves(each, target.columns)
+            for insert in statement.inserts
+            if (target := self._tables.get(self._key(insert.table))) and target.oid in table.lineage
+            for each in columns
+        )
+
     def resync(
         self, cursor: Any, table: Table, sequence: Sequence, *, repeated: bool = False
     ) -> Finding:
-        finding = self._finding(cursor, sequence)
+        finding = resync(cursor, sequence) if self.touch else look(cursor, [sequence])[0]
         if finding.moved_to is not None and finding.next_value is not None:
             key = next(each for each in sequence.keys if each.relation in table.lineage)
             self._tell(
@@ -523,20 +534,8 @@ class Healer:
                 )
             )
         elif finding.is_behind:
-            why = finding.obstacle or f"healing is off; {finding.repair}"
-            self.note(
-                f"Sequence {sequence} is behind {table} (next value {finding.next_value}, largest "
-                f"key {finding.largest}) and was left alone: {why}"
-            )
+            self.note(f"{finding} and was left alone: {finding.remedy}")
         return finding
-
-    def _finding(self, cursor: Any, sequence: Sequence) -> Finding:
-        obstacle = sequence.obstacle
-        if self.touch and obstacle is None:
-            return resync(cursor, sequence)
-        if obstacle is None or obstacle.can_force:
-            return replace(look(cursor, [sequence])[0], obstacle=obstacle)
-        return Finding(sequence, obstacle=obstacle)
 
     def table_in(self, cursor: Any, collision: Collision) -> Table | None:
         """Read the table that an error names, by its own schema where the error gave one."""
@@ -605,9 +604,7 @@ class Healer:
 
 def fed_by(table: Table, collision: Collision) -> list[Sequence]:
     """Return the sequences that feed the columns of the constraint that was violated."""
-    columns = table.indexes.get(collision.constraint, ())
-    fed = [table.fed[name] for name in columns if name in table.fed]
-    return list({sequence.oid: sequence for sequence in fed}.values())
+    return table.feeders(table.indexes.get(collision.constraint, ()))
 
 
 class _Repair:
@@ -646,6 +643,9 @@ class _Repair:
     def _heals(self, cursor: Any, error: BaseException, table: Table, collision: Collision) -> bool:
         sequences = fed_by(table, collision)
         names, leaves = self.healer.says(table, collision, self.attempt.statement)
+        if not sequences and self.healer.leaves_default(table, collision, self.attempt.statement):
+            self.healer.explain(error, f"The default of the key of {table} is computed: {ALONE}")
+            return False
         if not sequences or (names and not leaves):
             self.healer.explain(error, explanation(error, self.attempt.statement))
             return False
@@ -658,8 +658,8 @@ class _Repair:
             if refusal:
                 self.healer.explain(error, f"{table} was resynced, but the statement {refusal}.")
             return not refusal
-        if obstacle := next((each.obstacle for each in findings if each.obstacle), None):
-            text = f"{sequences[0]}, which feeds {table}, was left alone: {obstacle}"
+        if left := next((each for each in findings if each.obstacle or each.is_behind), None):
+            text = f"{left.sequence}, which feeds {table}, was left alone: {left.remedy}"
             self.healer.explain(error, text)
             return False
         if names or refusal or not self._may_have_moved_on(cursor, table, findings):
