@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from .sequences import (
     table_of,
     transaction_status,
 )
+from .signals import sequence_resynced
 from .statements import UNREADABLE, Insert, Statement, bare_name, read
 
 if TYPE_CHECKING:
@@ -550,7 +551,8 @@ class Healer:
 
     def _tell(self, event: Resync | Note) -> None:
         if isinstance(event, Resync):
-            logger.info("%s", event)
+            logger.info("%s", event, extra=asdict(event))
+            sequence_resynced.send_robust(Resync, using=event.using, record=event)
         for report in self.reports:
             report.add(event)
 
@@ -558,7 +560,7 @@ class Healer:
         """Tell, once, what was found and not mended."""
         if text not in self._noted:
             self._noted.add(text)
-            logger.warning("%s", text)
+            logger.warning("%s", text, extra={"using": self.connection.alias})
             self._tell(Note(self.connection.alias, text, is_fatal))
 
     def explain(self, error: BaseException, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from django.utils.connection import ConnectionDoesNotExist
 import safemigrate
 from safemigrate.collisions import Collision, collision_of
 from safemigrate.healing import Healer
+from safemigrate.signals import sequence_resynced
 from tests.databases import behind, binding, execute, next_value, put_behind, rows, value
 
 if TYPE_CHECKING:
@@ -66,6 +69,26 @@ def test_the_report(groups: None) -> None:
     )
     assert str(told[0]) == "Resynced public.auth_group_id_seq from 1 to 4 for auth_group.id"
     assert rows("SELECT id FROM auth_group ORDER BY id") == [(n,) for n in range(1, 6)]
+
+
+def test_the_signal_and_the_log_carry_the_record(
+    groups: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = []
+
+    def hear(sender: Any, using: str, record: safemigrate.Resync, **kwargs: Any) -> None:
+        heard.append((sender, using, record))
+        raise ZeroDivisionError("a receiver's own trouble stops nothing")
+
+    sequence_resynced.connect(hear)
+    try:
+        with caplog.at_level(logging.INFO, "safemigrate"), safemigrate.healing() as report:
+            Group.objects.create(name="new")
+    finally:
+        sequence_resynced.disconnect(hear)
+    assert heard == [(safemigrate.Resync, "default", report.resyncs[0])]
+    (record,) = [each for each in caplog.records if each.name == "safemigrate"]
+    assert asdict(report.resyncs[0]).items() <= vars(record).items()
 
 
 def test_a_repeated_statement_is_reported(functions: None) -> None:
