@@ -256,7 +256,7 @@ key AS (
             WHERE i.indrelid = m.oid
         ) AS x
     ) AS l
-    WHERE (l.is_unique OR (c.relkind = 'r' AND EXISTS (
+    WHERE (l.is_unique OR c.relkind = 'f' OR (c.relkind = 'r' AND EXISTS (
           SELECT FROM pg_catalog.pg_inherits AS h
           JOIN feed AS p ON p.relation = h.inhparent AND p.sequence = f.sequence
           WHERE h.inhrelid = c.oid)))

@@ -1,0 +1,69 @@
+"""Django system checks: is ``safemigrate`` ours, and are sequences behind?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core import checks, management
+from django.core.management.base import BaseCommand
+from django.db import connections
+
+from .survey import current_schemas, sequences_in, survey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PACKAGE = "safemigrate"
+# So many sequences are named; the command names them all.
+NAMED = 10
+
+
+def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Say so where another app's command has the name ``safemigrate``."""
+    command: str | BaseCommand | None = management.get_commands().get(PACKAGE)
+    owner = type(command).__module__ if isinstance(command, BaseCommand) else command
+    if owner is None or owner == PACKAGE or owner.startswith(f"{PACKAGE}."):
+        return []
+    return [
+        checks.Warning(
+            f"'manage.py safemigrate' is the command of {owner!r}, not of this package.",
+            hint=f"List {PACKAGE!r} before {owner!r} in INSTALLED_APPS, or leave one of them out.",
+            id="safemigrate.W001",
+        )
+    ]
+
+
+def check_sequences(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """List the sequences that are behind in those databases that ``check`` was given."""
+    return [
+        checks.Warning(
+            f"Sequences of the database {alias!r} are behind the keys they feed: {names}.",
+            hint=f"Run 'manage.py resyncsequences --database {alias}'.",
+            id="safemigrate.W002",
+        )
+        for alias in databases or ()
+        if (names := _some(_behind(alias)))
+    ]
+
+
+def _behind(alias: str) -> Iterator[str]:
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        return
+    oids = sequences_in(connection, current_schemas(connection))
+    for chunk in survey(connection, oids):
+        yield from (str(finding.sequence) for finding in chunk if finding.is_behind)
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    more = len(every) - NAMED
+    return ", ".join(every[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def register() -> None:
+    """Register the checks; the one that asks databases is for ``check --deploy --database``."""
+    checks.register(check_command)
+    checks.register(check_sequences, checks.Tags.database, deploy=True)
