@@ -149,6 +149,7 @@ def healing(
 
 
 def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrapper]:
+    met: list[BaseDatabaseWrapper] = []
     for alias in [using] if isinstance(using, str) else using or connections:
         try:
             connection = connections[alias]
@@ -156,8 +157,11 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
             if using is not None:
                 raise
             continue
-        if connection.vendor == "postgresql" and connection.settings_dict["AUTOCOMMIT"]:
-            yield connection
+        # A test's MIRROR is the connection of another alias.
+        if connection.vendor == "postgresql" and connection not in met:
+            met.append(connection)
+            if connection.settings_dict["AUTOCOMMIT"]:
+                yield connection
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from django.contrib.auth.models import Group
 from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, IntegrityError, OperationalError, connection, connections, transaction
-from django.db.backends.postgresql.psycopg_any import errors
+from django.db.backends.postgresql.psycopg_any import errors, is_psycopg3
 from django.test import override_settings
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -166,6 +166,31 @@ def test_autocommit_off_is_left_alone(groups: None, monkeypatch: pytest.MonkeyPa
     assert report.resyncs == []
     monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", True)
     assert next_value("auth_group_id_seq") == 2
+
+
+def test_a_mirror_is_told_of_once(groups: None) -> None:
+    mirrored = connections["other"]
+    connections["other"] = connection  # as Django's test runner does for TEST: {"MIRROR": …}
+    try:
+        with safemigrate.healing() as report:
+            Group.objects.create(name="new")
+    finally:
+        connections["other"] = mirrored
+    assert len(report.resyncs) == 1
+
+
+def test_parameters_bound_by_the_server(functions: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", is_psycopg3)
+    if not is_psycopg3:
+        monkeypatch.delitem(connection.settings_dict["OPTIONS"], "server_side_binding")
+    connection.close()
+    with safemigrate.healing() as report:
+        with transaction.atomic():
+            Group.objects.create(name="new")
+        put_behind("auth_group")
+        execute("SELECT add_group(%s)", ["newer"])
+    connection.close()
+    assert [each.repeated for each in report.resyncs] == [False, True]
 
 
 def test_settings_are_checked_before_anything(groups: None) -> None:
