@@ -40,6 +40,7 @@ from .sequences import (
 )
 from .signals import sequence_resynced
 from .statements import UNREADABLE, Insert, Statement, bare_name, read
+from .survey import current_schemas, sequences_in, survey
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -146,6 +147,26 @@ def healing(
         for connection in _connections(using):
             stack.enter_context(_installed(connection, report, retries=retries, touch=touch))
         yield report
+
+
+def resync_first(
+    using: str, *, heal: bool = True, tell: Callable[[Resync | Note], None] | None = None
+) -> Report:
+    """Set right every sequence in the current schemas of a database, once and beforehand.
+
+    For what :func:`healing` can't see, such as COPY and rows that triggers insert with ON CONFLICT.
+    """
+    report = Report(tell=tell)
+    for connection in _connections(using):
+        healer = Healer(connection, retries=0, touch=heal)
+        healer.reports.append(report)
+        oids = sequences_in(connection, current_schemas(connection))
+        for chunk in survey(connection, oids, move=heal):
+            for finding in chunk:
+                healer.tell_of(finding)
+                if finding.status == "unknown":
+                    healer.note(f"Could not look at {finding.sequence}: {finding.obstacle}")
+    return report
 
 
 def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrapper]:
@@ -524,8 +545,17 @@ class Healer:
         self, cursor: Any, table: Table, sequence: Sequence, *, repeated: bool = False
     ) -> Finding:
         finding = resync(cursor, sequence) if self.touch else look(cursor, [sequence])[0]
+        self.tell_of(finding, table.lineage, repeated=repeated)
+        return finding
+
+    def tell_of(
+        self, finding: Finding, relations: Iterable[int] = (), *, repeated: bool = False
+    ) -> None:
+        """Tell of a sequence that was moved or is behind still, by a key of ``relations``."""
+        sequence = finding.sequence
         if finding.moved_to is not None and finding.next_value is not None:
-            key = next(each for each in sequence.keys if each.relation in table.lineage)
+            key = next((each for each in sequence.keys if each.relation in relations), None)
+            key = key or sequence.keys[0]
             self._tell(
                 Resync(
                     using=self.connection.alias,
@@ -540,7 +570,6 @@ class Healer:
             )
         elif finding.is_behind:
             self.note(f"{finding} and was left alone: {finding.remedy}")
-        return finding
 
     def table_in(self, cursor: Any, collision: Collision) -> Table | None:
         """Read the table that an error names, by its own schema where the error gave one."""

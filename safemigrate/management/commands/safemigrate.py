@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.healing import Note, Report, Resync, healing
+from safemigrate.healing import Note, Report, Resync, healing, resync_first
 from safemigrate.lock import LockError, turn
 from safemigrate.wait import wait_for_database
 
@@ -81,6 +81,7 @@ class _Choices:
 
     max_retries: int
     heal: bool
+    resync_first: bool
     lock: bool
     lock_wait: int
     wait_for_database: int
@@ -95,6 +96,7 @@ class _Choices:
             return cls(
                 max_retries=number("max_retries", conf.max_retries),
                 heal=conf.heal() and not options.get("no_heal"),
+                resync_first=bool(options.get("resync_first")),
                 lock=conf.lock() and not options.get("no_lock"),
                 lock_wait=number("lock_wait", conf.lock_wait),
                 wait_for_database=number("wait_for_database", conf.wait_for_database),
@@ -119,6 +121,12 @@ class Command(BaseCommand):
             "action": "store_true",
             "help": "Touch no sequence and repeat nothing, only say what was found. "
             "Default: the setting SAFEMIGRATE_HEAL, or healing.",
+        },
+        "resync_first": {
+            "action": "store_true",
+            "help": "Set right every sequence of the current schemas before migrating, for what "
+            "can't be seen on the way: COPY, rows that triggers insert with ON CONFLICT. With "
+            "--no-heal only say which are behind.",
         },
         "lock_wait": {
             "type": whole_number,
@@ -191,9 +199,9 @@ class Command(BaseCommand):
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_turn(options):
-            choices = replace(choices, lock=False)
+            choices = replace(choices, lock=False, resync_first=False)
         wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with self._turn(connection, choices), self._healing(choices):
+        with self._turn(connection, choices), self._healing(choices, connection.alias):
             return self.migrate.execute(*args, **options)
 
     @contextmanager
@@ -213,18 +221,21 @@ class Command(BaseCommand):
             )
 
     @contextmanager
-    def _healing(self, choices: _Choices) -> Iterator[None]:
+    def _healing(self, choices: _Choices, using: str) -> Iterator[None]:
         is_nested = _is_running.get()
         running = _is_running.set(True)
         tell = None if is_nested else self._tell
-        report = Report()
+        first, report = Report(), Report()
         try:
+            if choices.resync_first:
+                first = resync_first(using, heal=choices.heal, tell=tell)
             with healing(max_retries=choices.max_retries, heal=choices.heal, tell=tell) as report:
                 yield
         finally:
             _is_running.reset(running)
-            if report.resyncs and self.verbosity >= 1 and not is_nested:
-                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report)))
+            resyncs = [*first.resyncs, *report.resyncs]
+            if resyncs and self.verbosity >= 1 and not is_nested:
+                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(resyncs)))
 
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:
@@ -239,8 +250,8 @@ class Command(BaseCommand):
             self.stderr.write(f"safemigrate: {event}")
 
 
-def _summary(report: Report) -> str:
-    resyncs, repeats = len(report.resyncs), sum(each.repeated for each in report.resyncs)
-    sequences = "sequence was" if resyncs == 1 else "sequences were"
+def _summary(resyncs: list[Resync]) -> str:
+    repeats = sum(each.repeated for each in resyncs)
+    sequences = "sequence was" if len(resyncs) == 1 else "sequences were"
     statements = "statement" if repeats == 1 else "statements"
-    return f"{resyncs} {sequences} behind and resynced; {repeats} {statements} repeated."
+    return f"{len(resyncs)} {sequences} behind and resynced; {repeats} {statements} repeated."
