@@ -248,6 +248,7 @@ class Healer:
         self._debts: list[_Debt] = []
         self._explanations: list[tuple[BaseException, str]] = []
         self._noted: set[str] = set()
+        self._left_behind: set[int] = set()
 
     def __call__(
         self,
@@ -568,7 +569,8 @@ class Healer:
                     repeated=repeated,
                 )
             )
-        elif finding.is_behind:
+        elif finding.is_behind and sequence.oid not in self._left_behind:
+            self._left_behind.add(sequence.oid)
             self.note(f"{finding} and was left alone: {finding.remedy}")
 
     def table_in(self, cursor: Any, collision: Collision) -> Table | None:
