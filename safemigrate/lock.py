@@ -2,8 +2,8 @@
 Take turns: one run migrates a database, the others wait for it.
 
 The turn is a transaction-level advisory lock on a connection of its own. It is polled for: the
-snapshot of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes with
-the process and the children forked from it. It is no fence: for that see ``watching``.
+snapshot of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes when
+the process has ended, and whatever was forked from it. It is no fence: see ``watching``.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def _known(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 # --- The lock -------------------------------------------------------------------------------------
 
-# Known by name to this server only where current_setting() finds it. In a pooler's shared session
-# nothing may stay behind: all of it is local to the transaction.
+# All of it is local to the transaction, for behind a pooler the session is others' as well. A
+# setting that this server is too old for is one that current_setting() does not find.
 BEGIN_AND_TRY = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
 SELECT pg_catalog.set_config(own.name, own.value, true)
@@ -291,7 +291,8 @@ class Lock:
                 wait=wait_random(0.05, 0.2),
                 retry_error_callback=_last_answer,
             )
-            retrying(lambda: self._row(IS_IN_A_TRANSACTION, [rival.worker])[0])
+            with suppress(Error):  # a lost lock is told when the turn is over
+                retrying(lambda: self._row(IS_IN_A_TRANSACTION, [rival.worker])[0])
         self.migrating.ensure_connection()
         self.follow(self.migrating)
 
@@ -346,7 +347,7 @@ class Lock:
         """Show the waiting the backend of a migrating connection that was opened anew."""
         if os.getpid() != self.process or connection.connection is not self.migrating.connection:
             return
-        with suppress(Error):  # a lost lock is told when the turn is over
+        with suppress(Error):
             self._row(RENAME, [self._name()])
 
     def release(self) -> bool:

@@ -351,6 +351,30 @@ with turn(connection, patience=0, tell=tell), connection.cursor() as cursor:
     assert value("SELECT count(*) FROM spoils") == 0
 
 
+def test_what_was_forked_from_a_dead_holder_finishes_its_turn() -> None:
+    execute("CREATE TABLE spoils (id int)")
+    code = """
+from django.db import connections
+with turn(connection, patience=0, tell=tell):
+    connection.close()
+    if not os.fork():
+        with connections["default"].cursor() as cursor:
+            cursor.execute("INSERT INTO spoils SELECT 1 FROM pg_sleep(2)")
+        os._exit(0)
+    time.sleep(60)
+"""
+    at_work = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT INTO spoils%'"
+    with running(code) as holder:
+        eventually(lambda: rows(at_work))
+
+        def kill(_: str) -> None:
+            holder.kill()
+
+        with turn(connection, patience=LONG, tell=kill) as held:
+            assert held.taken
+            assert value("SELECT count(*) FROM spoils") == 1
+
+
 def test_a_lost_lock_is_reported_and_no_crash() -> None:
     with turn(connection, patience=0, tell=quiet) as held:
         [(pid, _)] = holders()
