@@ -18,7 +18,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 import safemigrate
 from safemigrate.collisions import Collision, collision_of
-from safemigrate.healing import Healer
+from safemigrate.healer import Healer
 from safemigrate.signals import sequence_resynced
 from tests.databases import behind, binding, execute, next_value, put_behind, rows, value
 

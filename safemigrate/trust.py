@@ -1,0 +1,128 @@
+"""What is known of a connection's tables, and until when it may be relied upon.
+
+A table whose sequence was looked at is *trusted*: its INSERTs run as they are. The trust ends with
+DDL, with a statement that gives the key itself, with a rollback past the look, and with whatever
+can't be read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .sequences import IDLE, transaction_status
+from .statements import bare_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from .catalogue import Sequence, Table
+    from .statements import Insert, Statement
+
+ANY_TRIGGERS = """
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
+        OR EXISTS (SELECT FROM pg_catalog.pg_class WHERE relhasrules AND oid >= 16384)
+"""
+
+
+class Trust:
+    """The tables of one connection, by the names that statements call them."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self._driver: Any = None
+        self._tables: dict[str, Table] = {}
+        self._trusted: set[str] = set()
+        # What the current transaction has redefined, and whether it may have changed anything.
+        self._redefined: frozenset[str] = frozenset()
+        self._is_unsure = False
+        self._any_triggers: bool | None = None
+
+    def __iter__(self) -> Iterator[Table]:
+        return iter(self._tables.values())
+
+    def _key(self, name: str) -> str:
+        # django-tenants sets the search_path beneath the wrappers, one schema after another.
+        return f"{getattr(self.connection, 'schema_name', '')} {name}"
+
+    def get(self, name: str) -> Table | None:
+        return self._tables.get(self._key(name))
+
+    def remember(self, name: str, table: Table) -> None:
+        self._tables[self._key(name)] = table
+
+    def rely_on(self, name: str) -> None:
+        self._trusted.add(self._key(name))
+
+    def needs_look(self, insert: Insert) -> bool:
+        """Tell whether the INSERT leaves a key to a sequence that wasn't looked at yet."""
+        table = self.get(insert.table)
+        return table is None or (
+            self._key(insert.table) not in self._trusted
+            and any(insert.leaves(column, table.columns) for column in table.fed)
+        )
+
+    def has_any_triggers(self) -> bool:
+        """Tell whether any table of the database has a trigger or rule of somebody's."""
+        if self._any_triggers is None:
+            with self.connection.cursor() as cursor:
+                cursor.execute(ANY_TRIGGERS)
+                self._any_triggers = bool(cursor.fetchone()[0])
+        return self._any_triggers
+
+    def catch_up(self) -> bool:
+        """Forget what may not hold any more; tell whether no transaction is open."""
+        if self.connection.connection is not self._driver:
+            self._driver = self.connection.connection
+            self.forget_all()
+        if transaction_status(self.connection) != IDLE:
+            return False
+        # Whether what has ended was committed can't be seen from here.
+        if self._is_unsure:
+            self.forget_all()
+        self._forget(self._redefined)
+        self._is_unsure = False
+        self._redefined = frozenset()
+        return True
+
+    def forget_all(self) -> None:
+        self._tables.clear()
+        self._trusted.clear()
+        self._any_triggers = None
+
+    def _forget(self, names: frozenset[str]) -> None:
+        if names:
+            for key in [key for key in self._tables if bare_name(key) in names]:
+                del self._tables[key]
+                self._trusted.discard(key)
+
+    def learn(self, statement: Statement) -> None:
+        """Take from a statement that was sent what it means for the tables that are trusted."""
+        if statement.ends_trust:
+            self.forget_all()
+            self._is_unsure = True
+        self._forget(statement.redefines)
+        self._redefined |= statement.redefines
+        for insert in statement.inserts:
+            if table := self.get(insert.table):
+                self._distrust(
+                    sequence
+                    for column, sequence in table.fed.items()
+                    if insert.names(column, table.columns)
+                )
+        for change in statement.changes:
+            # By the column's name alone: the table may be known by another spelling, or a view.
+            self._distrust(
+                table.fed[name]
+                for table in list(self._tables.values())
+                for name in table.fed.keys() & change.columns
+            )
+
+    def _distrust(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._trusted -= {
+                key
+                for key in self._trusted
+                if any(each.oid == sequence.oid for each in self._tables[key].sequences)
+            }
