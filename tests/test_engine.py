@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
         for finding in chunk
     ]
 
+
+# Roles are the whole server's, and another run of these tests may be there.
+POOR = f"poor_{os.getpid()}"
 
 # Properties.
 
@@ -180,20 +184,20 @@ def test_a_cache_that_is_not_in_the_way_is_not_drained(database: str) -> None:
 
 
 @contextmanager
-def role(name: str, *grants: str) -> Iterator[None]:
+def role(*grants: str) -> Iterator[None]:
     """Be another role for a while."""
-    execute(f"CREATE ROLE {name} LOGIN")
+    execute(f"CREATE ROLE {POOR} LOGIN")
     for grant in grants:
-        execute(f"GRANT {grant} TO {name}")
+        execute(f"GRANT {grant} TO {POOR}")
     user = connection.settings_dict["USER"]
     connection.close()
-    connection.settings_dict["USER"] = name
+    connection.settings_dict["USER"] = POOR
     try:
         yield
     finally:
         connection.close()
         connection.settings_dict["USER"] = user
-        execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+        execute(f"DROP OWNED BY {POOR}; DROP ROLE {POOR}")
 
 
 def collide(sql: str = "INSERT INTO t (note) VALUES ('new')") -> tuple[list[Note], IntegrityError]:
@@ -223,24 +227,24 @@ def typed(note: Note, start: str) -> str:
 
 
 def test_no_privilege_to_move(ill: None) -> None:
-    with role("poor", "SELECT, INSERT ON t", "SELECT ON t_id_seq"):
+    with role("SELECT, INSERT ON t", "SELECT ON t_id_seq"):
         (finding,) = found()
         assert (finding.status, finding.next_value, finding.largest) == ("behind", 1, 7)
         assert finding.obstacle is not None
-        assert "role poor may not move the sequence" in finding.obstacle.reason
+        assert f"role {POOR} may not move the sequence" in finding.obstacle.reason
 
 
 @pytest.mark.parametrize("grants", [["USAGE"], ["USAGE", "SELECT"], ["UPDATE", "SELECT"]])
 def test_privileges_that_are_enough(ill: None, grants: list[str]) -> None:
     """With USAGE alone the gap is walked, with UPDATE and SELECT it can be jumped."""
-    with role("poor", "SELECT, INSERT ON t", f"{', '.join(grants)} ON t_id_seq"):
+    with role("SELECT, INSERT ON t", f"{', '.join(grants)} ON t_id_seq"):
         (finding,) = found(move=True)
         assert (finding.status, finding.moved_to) == ("resynced", 7)
 
 
 def test_too_far_to_walk(ill: None) -> None:
     execute("INSERT INTO t VALUES (2000000)")
-    with role("poor", "SELECT, INSERT ON t", "USAGE ON t_id_seq"):
+    with role("SELECT, INSERT ON t", "USAGE ON t_id_seq"):
         notes, _ = collide()
     assert [note.is_fatal for note in notes] == [False, True]
     assert notes[0].text.startswith("Sequence public.t_id_seq is behind public.t.id (next value 1")
@@ -251,29 +255,29 @@ def test_too_far_to_walk(ill: None) -> None:
 
 
 def test_no_privilege_to_read_the_table(ill: None) -> None:
-    with role("poor", "INSERT ON t", "ALL ON t_id_seq"):
+    with role("INSERT ON t", "ALL ON t_id_seq"):
         notes, _ = collide()
-    assert "role poor may not read public.t.id" in notes[-1].text
-    execute("CREATE ROLE poor LOGIN; GRANT INSERT ON t TO poor; GRANT ALL ON t_id_seq TO poor")
+    assert f"role {POOR} may not read public.t.id" in notes[-1].text
+    execute(f"CREATE ROLE {POOR}; GRANT INSERT ON t TO {POOR}; GRANT ALL ON t_id_seq TO {POOR}")
     try:
         execute(typed(notes[-1], "GRANT USAGE"))
         execute(typed(notes[-1], "GRANT SELECT"))
-        execute("SET ROLE poor")
+        execute(f"SET ROLE {POOR}")
         with healing():
             execute("INSERT INTO t (note) VALUES ('new')")
     finally:
-        execute("RESET ROLE; DROP OWNED BY poor; DROP ROLE poor")
+        execute(f"RESET ROLE; DROP OWNED BY {POOR}; DROP ROLE {POOR}")
     assert value("SELECT max(id) FROM t") == 8
 
 
 def test_no_privilege_at_all(ill: None) -> None:
     """As a role that may not even draw, the server's own error comes first."""
-    with role("poor", "SELECT ON t"):
+    with role("SELECT ON t"):
         (finding,) = found(move=True)
         assert finding.status == "unknown"
         assert finding.obstacle is not None
         assert finding.obstacle.advice == (
-            "GRANT SELECT, UPDATE ON SEQUENCE public.t_id_seq TO poor;"
+            f"GRANT SELECT, UPDATE ON SEQUENCE public.t_id_seq TO {POOR};"
         )
 
 
@@ -281,7 +285,7 @@ def test_row_level_security(ill: None) -> None:
     """Under a policy max() sees nothing and a broken table looks right."""
     execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY")
     execute("CREATE POLICY p ON t FOR INSERT WITH CHECK (true)")
-    with role("poor", "ALL ON t", "ALL ON t_id_seq"):
+    with role("ALL ON t", "ALL ON t_id_seq"):
         assert rows("SELECT max(id) FROM t") == [(None,)]
         (finding,) = found(move=True)
         assert finding.status == "unknown"
