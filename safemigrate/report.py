@@ -81,6 +81,7 @@ class Audience:
         self.using = using
         self.reports: list[Report] = []
         self._noted: set[str] = set()
+        self._left_behind: set[int] = set()
 
     def tell_of(
         self, finding: Finding, relations: Iterable[int] = (), *, repeated: bool = False
@@ -102,7 +103,8 @@ class Audience:
                     repeated=repeated,
                 )
             )
-        elif finding.is_behind:
+        elif finding.is_behind and sequence.oid not in self._left_behind:
+            self._left_behind.add(sequence.oid)
             self.note(f"{finding} and was left alone: {finding.remedy}")
 
     def _resynced(self, record: Resync) -> None:
@@ -126,7 +128,8 @@ class Audience:
         if text:
             if hasattr(error, "add_note"):
                 error.add_note(f"safemigrate: {text}")
-            error.safemigrate_notes = (*_notes(error), text)  # type: ignore[attr-defined]
+            notes = (*_notes(error), (self.using, text))
+            error.safemigrate_notes = notes  # type: ignore[attr-defined]
 
     def tell_why(self, leaving: BaseException) -> None:
         """Tell what is known of the error that the run ends with, and of those behind it."""
@@ -134,11 +137,12 @@ class Audience:
         error: BaseException | None = leaving
         while error is not None and error not in met:
             met.append(error)
-            for text in _notes(error):
-                self.note(text, is_fatal=True)
+            for using, text in _notes(error):
+                if using == self.using:
+                    self.note(text, is_fatal=True)
             error = error.__cause__ or error.__context__
 
 
-def _notes(error: BaseException) -> tuple[str, ...]:
+def _notes(error: BaseException) -> tuple[tuple[str, str], ...]:
     # Python has notes of its own from 3.11 on, and other people's among them.
     return getattr(error, "safemigrate_notes", ())
