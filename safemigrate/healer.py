@@ -60,7 +60,6 @@ class Healer:
         self._trust = Trust(connection)
         self._guards = 0
         self._debts: list[_Debt] = []
-        self._busy = False
 
     def __call__(
         self,
@@ -70,7 +69,7 @@ class Healer:
         many: bool,  # noqa: FBT001 - as Django calls it
         context: dict[str, Any],
     ) -> Any:
-        if self._busy or not self._can_look(context):
+        if not self._can_look(context):
             return execute(sql, params, many, context)
         if many:
             params = list(params)
@@ -110,12 +109,12 @@ class Healer:
 
     @contextmanager
     def _among_ourselves(self) -> Iterator[None]:
-        """Let the statements of the block pass this wrapper as they are."""
-        was_busy, self._busy = self._busy, True
+        """Send the statements of the block past this wrapper and, as they aren't theirs, others."""
+        wrappers, self.connection.execute_wrappers = self.connection.execute_wrappers, []
         try:
             yield
         finally:
-            self._busy = was_busy
+            self.connection.execute_wrappers = wrappers
 
     def _is_closed(self) -> bool:
         return self.connection.connection is None or bool(self.connection.connection.closed)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -17,22 +12,26 @@ from django.core import checks, management
 from django.core.management import call_command, get_commands
 from django.db import connection, migrations, models
 from django.test import override_settings
-from django.test.utils import setup_test_environment, teardown_test_environment
+from django.test.utils import (
+    CaptureQueriesContext,
+    setup_test_environment,
+    teardown_test_environment,
+)
 
 from safemigrate import lock
 from safemigrate.management.commands import safemigrate
 from safemigrate.override.management.commands.migrate import Command
 from tests.databases import behind, execute, put_behind, rows
 from tests.project import Project, run_python
+from tests.sites import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ABOVE = ["safemigrate.override", "django.contrib.contenttypes", "django.contrib.auth", "tests.app"]
 BELOW = [*ABOVE[1:], "safemigrate.override"]
 OWN = "tests.ownmigrate"
-
-ROOT = Path(__file__).parent.parent
 
 above = override_settings(INSTALLED_APPS=ABOVE)
 
@@ -214,13 +213,7 @@ def test_verbosity_0_is_silent(ill: Project, capfd: pytest.CaptureFixture[str]) 
 
 
 def statements(work: Callable[[], Any]) -> int:
-    sent = []
-
-    def count(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        sent.append(sql)
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(count):
+    with CaptureQueriesContext(connection) as sent:
         work()
     return len(sent)
 
@@ -235,13 +228,7 @@ def test_an_empty_database_costs_few_statements_more(project: Project) -> None:
 
 
 SETTINGS = """
-import json, os
-DATABASES = {"default": json.loads(os.environ["TEST_DATABASE"])}
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-INSTALLED_APPS = ["safemigrate.override", "django.contrib.auth", "django.contrib.contenttypes"]
-INSTALLED_APPS += ["shop"]
-SECRET_KEY = "tests"
-USE_TZ = True
+INSTALLED_APPS = ["safemigrate.override", *INSTALLED_APPS[:2], "shop"]
 """
 MIGRATION = """
 from django.db import migrations, models
@@ -294,58 +281,33 @@ class FlushedTests(TransactionTestCase):
 
 
 @pytest.fixture
-def shop(database: str, tmp_path: Path) -> Path:
+def shop(database: str, tmp_path: Path) -> Site:
     """A project on disk whose migration puts a sequence behind and then draws from it."""
-    for name, text in {
-        "settings.py": SETTINGS,
-        "shop/__init__.py": "",
-        "shop/models.py": MODELS,
-        "shop/tests.py": TESTS,
-        "shop/migrations/__init__.py": "",
-        "shop/migrations/0001_initial.py": MIGRATION,
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def manage(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    database = json.dumps(connection.settings_dict, default=str)
-    paths = [str(project), str(ROOT)]
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "django", *args],
-        cwd=project,
-        env={
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "settings",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "TEST_DATABASE": database,
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    site = Site(tmp_path)
+    site.write(
+        settings=SETTINGS, shop__models=MODELS, shop__tests=TESTS, shop__migrations__0001=MIGRATION
     )
+    return site
 
 
 @pytest.mark.parametrize("parallel", ["1", "2"])
-def test_manage_py_test(shop: Path, parallel: str) -> None:
-    done = manage(shop, "test", "--parallel", parallel, "--noinput")
+def test_manage_py_test(shop: Site, parallel: str) -> None:
+    done = shop.manage("test", "--parallel", parallel, "--noinput")
     assert done.returncode == 0, done.stderr
     assert "Ran 2 tests" in done.stderr
     assert "Resynced" not in done.stdout + done.stderr
     assert "safemigrate" not in done.stdout
 
 
-def test_manage_py_test_tells_where_migrate_does(shop: Path) -> None:
-    done = manage(shop, "test", "--noinput", "-v", "2")
+def test_manage_py_test_tells_where_migrate_does(shop: Site) -> None:
+    done = shop.manage("test", "--noinput", "-v", "2")
     assert done.returncode == 0, done.stderr
     assert "  Resynced public.shop_tag_id_seq from 1 to 2 for shop_tag.id\n" in done.stdout
 
 
-def test_manage_py_migrate(shop: Path) -> None:
-    done = manage(shop, "migrate")
+def test_manage_py_migrate(shop: Site) -> None:
+    done = shop.manage("migrate")
     assert done.returncode == 0, done.stderr
     assert "Resynced public.shop_tag_id_seq from 1 to 2" in done.stdout
     assert rows("SELECT id, name FROM shop_tag ORDER BY id") == [(1, "given"), (2, "drawn")]
-    assert manage(shop, "migrate", "--check").returncode == 0
+    assert shop.manage("migrate", "--check").returncode == 0
