@@ -16,7 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
 from safemigrate.healing import Note, Report, Resync, healing, resync_first
-from safemigrate.lock import LockError, turn
+from safemigrate.lock import LockError, Turn, turn
 from safemigrate.wait import wait_for_database
 
 if TYPE_CHECKING:
@@ -187,7 +187,11 @@ class Command(BaseCommand):
         self.lines = Lines(options.get("stdout") or cast("TextIO", self.stdout._out))
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
-        options["stdout"] = self.lines
+        if options.get("stdout"):
+            options["stdout"] = self.lines
+        else:
+            # Not among the options: django-tenants pickles those for other processes.
+            self.migrate.stdout = OutputWrapper(self.lines)
         try:
             return self._run(_Choices.of(own), args, options)
         finally:
@@ -209,16 +213,18 @@ class Command(BaseCommand):
         if not choices.lock:
             yield
             return
+        mine = Turn(taken=False)
         try:
             with turn(connection, patience=choices.lock_wait, tell=self._tell_waiting) as mine:
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
-        if mine.lost:
-            self.stderr.write(
-                "The connection that held this run's turn was lost on the way: another run may "
-                "have migrated at the same time."
-            )
+        finally:
+            if mine.lost:
+                self.stderr.write(
+                    "The connection that held this run's turn was lost on the way: another run "
+                    "may have migrated at the same time."
+                )
 
     @contextmanager
     def _healing(self, choices: _Choices, using: str) -> Iterator[None]:
