@@ -7,6 +7,8 @@ import os
 import dj_database_url
 
 _server = dj_database_url.parse(os.environ.get("DATABASE_URL", "postgresql:///postgres"))
+# libpq takes a socket's folder as a parameter; some tests connect by HOST alone.
+_server["HOST"] = _server["HOST"] or _server.get("OPTIONS", {}).pop("host", "")
 
 DATABASES = {"default": _server, "other": {**_server}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
