@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import django
 from django.apps import AppConfig
-
-from . import checks
+from django.core.exceptions import ImproperlyConfigured
 
 
 class SafemigrateConfig(AppConfig):
@@ -10,4 +10,11 @@ class SafemigrateConfig(AppConfig):
     verbose_name = "Safe migrate"
 
     def ready(self) -> None:
+        if django.VERSION < (4, 2):
+            raise ImproperlyConfigured(
+                f"safemigrate needs Django 4.2 or later, and this is {django.get_version()}. "
+                "Upgrade one, or leave the other out."
+            )
+        from . import checks  # noqa: PLC0415 - it needs that Django
+
         checks.register()

@@ -143,6 +143,8 @@ class Command(BaseCommand):
         connection = self._connection(options["database"])
         self.options = options
         self.counts: Counter[Status] = Counter()
+        if connection.vendor == "unknown":
+            connection.ensure_connection()  # where no database is configured, Django says so
         if connection.vendor != "postgresql":
             self._tell_other_vendor(connection)
             return
