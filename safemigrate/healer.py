@@ -70,6 +70,8 @@ class Healer:
         context: dict[str, Any],
     ) -> Any:
         if not self._can_look(context):
+            # In a failed transaction this is the rollback to a savepoint, past looks of ours.
+            self._trust.learn(self._read(sql))
             return execute(sql, params, many, context)
         if many:
             params = list(params)

@@ -53,10 +53,12 @@ class Reading:
 
     names: bool = False
     leaves: bool = False
+    # A function that it calls may have collided instead.
+    is_opaque: bool = False
 
     @property
     def is_genuine(self) -> bool:
-        return self.names and not self.leaves
+        return self.names and not self.leaves and not self.is_opaque
 
 
 def reading(
@@ -73,7 +75,7 @@ def reading(
         target = trust.get(change.table)
         if target is None or target.oid in table.lineage:
             names |= any(each in change.columns for each in columns)
-    return Reading(names, leaves)
+    return Reading(names, leaves, statement.ends_trust)
 
 
 def fed_columns(table: Table, collision: Collision) -> list[str]:

@@ -50,9 +50,9 @@ PURE = frozenset(
     digest distinct div do else encode end every except exists exp extract false filter
     first_value floor format format_type from gen_random_uuid generate_series generate_subscripts
     greatest group grouping has_column_privilege has_schema_privilege has_sequence_privilege
-    has_table_privilege having ilike in initcap int integer intersect interval into is isfinite
-    join json_agg json_array_elements json_build_array json_build_object json_object_agg jsonb_agg
-    jsonb_array_elements jsonb_array_elements_text jsonb_array_length jsonb_build_array
+    has_table_privilege having ilike in initcap insert int integer intersect interval into is
+    isfinite join json_agg json_array_elements json_build_array json_build_object json_object_agg
+    jsonb_agg jsonb_array_elements jsonb_array_elements_text jsonb_array_length jsonb_build_array
     jsonb_build_object jsonb_each jsonb_each_text jsonb_object_agg jsonb_object_keys
     jsonb_path_query jsonb_set jsonb_strip_nulls jsonb_typeof justify_days key lag last_value
     lastval lateral lead least left length like limit ln localtime localtimestamp log lower lpad
@@ -309,7 +309,7 @@ class _Reader:
                 insert = self._insert(merged)
                 inserts += [insert] if insert else []
             else:
-                change = self._change(merged)
+                change = self._change(merged, inserts)
                 changes += [change] if change else []
         writes = bool(inserts or changes)
         opaque = unreadable or self._calls_unknown() or self._selects_into()
@@ -385,13 +385,15 @@ class _Reader:
                 break
         return position + 1, frozenset(defaults)
 
-    def _change(self, merged: str | None) -> Change | None:
+    def _change(self, merged: str | None, inserts: list[Insert]) -> Change | None:
         if self._take("delete", "from"):
             self._skip("only")
             table = self._name()
             return Change(table) if table else None
         if self._take("then", "update", "set"):
             return Change(merged, self._assignments()) if merged else None
+        if inserts and self._peek(-1).text == "do" and self._take("update", "set"):
+            return Change(inserts[-1].table, self._assignments())
         if self._peek(-1).text in ("for", "key", "do", "on", "before", "after", "or", "then"):
             return None
         if self._take("update"):

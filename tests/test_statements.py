@@ -66,7 +66,10 @@ def test_an_insert(sql: str, table: str, names: bool, leaves: bool) -> None:
         ("DELETE FROM ONLY t WHERE id = 1", [Change('"t"')]),
         ("SELECT 1 FROM t FOR UPDATE", []),
         ("SELECT 1 FROM t FOR NO KEY UPDATE", []),
-        ("INSERT INTO t (name) VALUES (1) ON CONFLICT (id) DO UPDATE SET name = 'x'", []),
+        (
+            "INSERT INTO t (name) VALUES (1) ON CONFLICT (name) DO UPDATE SET id = 2",
+            [Change('"t"', ("id",))],
+        ),
         (
             f"{MERGE} WHEN MATCHED THEN UPDATE SET id = 1 WHEN NOT MATCHED THEN DO NOTHING",
             [Change('"t"', ("id",))],
