@@ -1,0 +1,168 @@
+"""
+What `resyncsequences --check` of many tables costs the server, and how often it asks.
+
+    python benchmarks/scale.py [TABLES, 10,000 by default]
+
+Beside it: one max() and one read of the sequence for each table, sent one by one; and the SELECTs
+of Django's sqlsequencereset, which as shipped are one transaction that dies of "out of shared
+memory", sent without their BEGIN and COMMIT. Server time is the processor's, of the backend (Linux:
+/proc), so that neither the network nor the client counts. In one run, alternating, three times;
+medians. The server is DATABASE_URL's, on this machine, or the embedded one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from environments import ROOT, server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TABLES = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+TIMES = 3
+BATCH = 500
+
+
+def make_tables() -> None:
+    from tests.databases import execute
+
+    for start in range(0, TABLES, BATCH):
+        execute(
+            "".join(
+                f"CREATE TABLE t{n} (id bigserial PRIMARY KEY, note text);"
+                f"INSERT INTO t{n} (note) VALUES ('x'), ('y');"
+                for n in range(start, min(start + BATCH, TABLES))
+            )
+        )
+    execute("SELECT setval('t7_id_seq', 1, false)")
+    execute("ANALYZE")
+
+
+class Measure:
+    """Round trips, the backend's processor time, and the wall's."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.server = 0.0
+        self.wall = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Measure]:
+    """Measure the block on a connection, and so a backend, of its own."""
+    from django.db import connection
+
+    def count(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+        measure.sent += 1
+        return execute(sql, params, many, context)
+
+    measure = Measure()
+    connection.close()
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    before, start = processor_time(pid), time.perf_counter()
+    with connection.execute_wrapper(count):
+        yield measure
+    measure.wall = time.perf_counter() - start
+    measure.server = processor_time(pid) - before
+
+
+def processor_time(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def check() -> None:
+    from django.core.management import call_command
+
+    with suppress(SystemExit):  # t7 is behind
+        call_command("resyncsequences", check=True, stdout=io.StringIO())
+
+
+def one_by_one() -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        for n in range(TABLES):
+            cursor.execute(f"SELECT max(id) FROM t{n}")
+            cursor.execute(f"SELECT last_value, is_called FROM t{n}_id_seq")
+
+
+def sqlsequencereset() -> None:
+    from django.core.management.color import no_style
+    from django.db import connection, models
+
+    found = []
+    for n in range(TABLES):
+        meta = type("Meta", (), {"app_label": "app", "db_table": f"t{n}", "managed": False})
+        found.append(
+            type(f"T{n}", (models.Model,), {"__module__": "tests.app.models", "Meta": meta})
+        )
+    with connection.cursor() as cursor:
+        for sql in connection.ops.sequence_reset_sql(no_style(), found):
+            cursor.execute(sql)
+
+
+def main(settings: dict[str, Any]) -> int:
+    sys.path.insert(0, str(ROOT))
+    import django
+    from django.conf import settings as django_settings
+
+    django_settings.configure(
+        DATABASES={"default": settings},
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        INSTALLED_APPS=["safemigrate", "tests.app"],
+        USE_TZ=True,
+    )
+    django.setup()
+    from tests.databases import Databases
+
+    results: dict[str, list[Measure]] = {"--check": [], "one by one": []}
+    with Databases() as databases, databases.bound("default"):
+        make_tables()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with measured() as measure:
+            check()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+        for _ in range(TIMES):
+            for name, method in (("--check", check), ("one by one", one_by_one)):
+                with measured() as measure:
+                    method()
+                results[name].append(measure)
+        with measured() as measure:
+            sqlsequencereset()
+        results["sqlsequencereset"] = [measure]
+    return report(results, grown)
+
+
+def report(results: dict[str, list[Measure]], grown: int) -> int:
+    print(f"{TABLES:,} tables, default settings")
+    print("| | statements | server, s | ms a table | wall, s |")
+    print("|---|---|---|---|---|")
+    for name, measures in results.items():
+        on_server = median(each.server for each in measures)
+        wall = median(each.wall for each in measures)
+        print(
+            f"| {name} | {measures[0].sent:,} | {on_server:.2f} | "
+            f"{on_server / TABLES * 1000:.3f} | {wall:.2f} |"
+        )
+    ours, theirs = results["--check"], results["one by one"]
+    times = median(a.server / b.server for a, b in zip(ours, theirs, strict=True))
+    share = ours[0].sent / theirs[0].sent
+    print(f"server time: {times:.2f} times that of one by one; statements: {share:.2%} of its")
+    print(f"the client's memory grew by {grown / 1024:.1f} MiB")
+    return int(times > 1.2 or share >= 0.01)
+
+
+if __name__ == "__main__":
+    with server() as settings:
+        sys.exit(main(settings))
