@@ -286,3 +286,17 @@ def test_the_reference_gives_the_defaults() -> None:
         for name, reader in readers.items()
         if getattr(reader, "__module__", "") == conf.__name__ and name[0] != "_"
     }
+
+
+def test_every_long_proof_is_named() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    scripts = {
+        path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()
+    }
+    assert set(re.findall(r"python benchmarks/(\w+\.py)", text)) == scripts
+
+
+def test_every_module_is_on_the_map() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "safemigrate").glob("*.py")}
+    assert modules - set(re.findall(r"`(\w+\.py)`", text)) == {"__init__.py", "apps.py", "conf.py"}
