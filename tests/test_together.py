@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.test import override_settings
 
@@ -55,6 +56,41 @@ def test_a_migrate_of_the_project(half: Project, law: Law, position: int) -> Non
         outcome = law.holds(greeting="Good day", no_lock=True, whispered=" Ssh.")
     assert outcome.lines[0] == "Good day, the door is open. Ssh."
     assert outcome.notices
+
+
+@pytest.mark.parametrize("chosen", ["by option", "by environment"])
+def test_tenants_in_processes_of_their_own_are_refused(
+    half: Project, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    options = {"executor": "subprocess"} if chosen == "by option" else {}
+    if chosen == "by environment":
+        monkeypatch.setenv("EXECUTOR", "subprocess")
+    half.migrate("app", "0002_step", command="safemigrate")  # Django's own has no executors
+    installed = [*INSTALLED, "tests.ownmigrate"]
+    with (
+        override_settings(INSTALLED_APPS=installed),
+        pytest.raises(CommandError, match="where safemigrate can't heal. Use --executor=standard"),
+    ):
+        half.migrate(command="safemigrate", **options)
+
+
+def test_lines_that_are_written_past_the_command(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a migration's print() does, and each migrate of django-tenants."""
+    project.migration(*shop())
+
+    def fill_and_print(apps: Any, editor: Any) -> None:
+        put_behind()
+        print("filling ...", end="")  # noqa: T201
+        fill(apps, editor)
+        print(" filled")  # noqa: T201
+
+    project.migration(run_python(fill))
+    project.migration(run_python(fill_and_print))
+    call_command("safemigrate", no_color=True)
+    printed = capsys.readouterr().out
+    assert "  Applying app.0003_step...filling ... filled\n  Resynced " in printed
 
 
 # --- Other execute wrappers -----------------------------------------------------------------------

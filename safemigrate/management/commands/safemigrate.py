@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from argparse import ArgumentTypeError
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -184,23 +186,38 @@ class Command(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         own = {name: options.pop(name, None) for name in self.added_options}
         self.verbosity = options.get("verbosity", 1)
-        self.lines = Lines(options.get("stdout") or cast("TextIO", self.stdout._out))
+        stream = options.get("stdout") or cast("TextIO", self.stdout._out)
+        self.lines = Lines(stream)
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
         if options.get("stdout"):
             options["stdout"] = self.lines
         else:
             # Not among the options: django-tenants pickles those for other processes.
-            self.migrate.stdout = OutputWrapper(self.lines)
+            self.migrate.stdout = OutputWrapper(cast("TextIO", self.lines))
         try:
-            return self._run(_Choices.of(own), args, options)
+            # Some write past the command: a migration's print(), django-tenants' executors.
+            heard = redirect_stdout(cast("TextIO", self.lines))
+            with heard if stream is sys.stdout else nullcontext():
+                return self._run(_Choices.of(own), args, options)
         finally:
             self.lines.end()
+
+    def _refuse_processes(self, options: dict[str, Any]) -> None:
+        """Raise CommandError where django-tenants would migrate in processes that don't heal."""
+        named = options.get("executor") or os.environ.get("EXECUTOR")
+        if "executor" in options and named == "subprocess":
+            raise CommandError(
+                "With the executor 'subprocess' each tenant is migrated by migrate_schemas in a "
+                "process of its own, where safemigrate can't heal. Use --executor=standard or "
+                "--executor=multiprocessing."
+            )
 
     def takes_turn(self, options: dict[str, Any]) -> bool:
         return not any(options.get(name) for name in self.options_that_only_read)
 
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
+        self._refuse_processes(options)
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_turn(options):
             choices = replace(choices, lock=False, resync_first=False)

@@ -16,6 +16,7 @@ class Command(migrate.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--greeting", default="Hello")
+        parser.add_argument("--executor", help="As that of django-tenants.")
         # Of the same name as one of ours, and of another meaning.
         parser.add_argument("--no-lock", action="store_true", help="Open the door.")
 

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+Migration = import_module("shop.before.0001_initial").Migration
