@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
-from django.core.management import load_command_class
+from django.core.management import call_command, load_command_class
 from django.db import connection, transaction
 
 from safemigrate import conf
@@ -157,6 +158,18 @@ def test_sql(shop: Shop, block: Block) -> None:
     sql = re.sub(r"\bdeploy\b", shop.name, block.text)
     with transaction.atomic():
         execute(sql.replace("%", "%%"), ())
+        transaction.set_rollback(True)
+
+
+def test_the_grants_suffice(shop: Shop) -> None:
+    (grants,) = [block.text for block in blocks("sql") if "CREATE ROLE" in block.text]
+    with transaction.atomic():
+        execute(re.sub(r"\bdeploy\b", shop.name, grants))
+        execute("INSERT INTO shop_tag (id, name) VALUES (3000000, 'too far to be walked to')")
+        execute(f"SET LOCAL ROLE {shop.name}")
+        out = io.StringIO()
+        call_command("resyncsequences", stdout=out)
+        assert "resynced to 3000001\n15 sequences feed a key: 14 right," in out.getvalue()
         transaction.set_rollback(True)
 
 
