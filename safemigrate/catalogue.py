@@ -187,24 +187,6 @@ feed (sequence, relation, attribute, is_bare) AS MATERIALIZED (
      AND d.refobjsubid > 0
      AND d.deptype = 'i'
 ),
-sequence AS (
-    SELECT c.oid, n.nspname, c.relname,
-           pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted,
-           pg_catalog.format('%%L', pg_catalog.format('%%I.%%I', n.nspname, c.relname)) AS literal,
-           q.seqincrement, q.seqmin, q.seqmax, q.seqcache, q.seqcycle,
-           pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-           AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT') AS is_readable,
-           pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') AS is_settable,
-           pg_catalog.has_sequence_privilege(c.oid, 'USAGE') AS is_usable,
-           EXISTS (
-               SELECT FROM pg_catalog.pg_depend AS e
-               WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                 AND e.objid = c.oid AND e.deptype = 'e') AS is_of_extension
-    FROM wanted AS w
-    JOIN pg_catalog.pg_class AS c ON c.oid = w.oid
-    JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = c.oid
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-),
 key AS (
     SELECT f.sequence, c.oid AS relation, n.nspname, c.relname, a.attname, f.is_bare,
            pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted_table,
@@ -277,21 +259,43 @@ FEED_COLUMNS = """
     pg_catalog.quote_ident(CURRENT_USER)
 """
 
+SEQUENCE = """
+    SELECT c.oid, n.nspname, c.relname,
+           pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted,
+           pg_catalog.format('%%L', pg_catalog.format('%%I.%%I', n.nspname, c.relname)) AS literal,
+           q.seqincrement, q.seqmin, q.seqmax, q.seqcache, q.seqcycle,
+           pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+           AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT') AS is_readable,
+           pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') AS is_settable,
+           pg_catalog.has_sequence_privilege(c.oid, 'USAGE') AS is_usable,
+           EXISTS (
+               SELECT FROM pg_catalog.pg_depend AS e
+               WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                 AND e.objid = c.oid AND e.deptype = 'e') AS is_of_extension
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = c.oid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = k.sequence
+    OFFSET 0
+"""
+
 DEFAULT_SEQUENCES = """
-    SELECT d.refobjid AS oid, ad.adrelid AS relation
+    SELECT d.refobjid
     FROM pg_catalog.pg_attrdef AS ad
     JOIN pg_catalog.pg_depend AS d
       ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
      AND d.objid = ad.oid
      AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-    JOIN pg_catalog.pg_class AS c ON c.oid = d.refobjid AND c.relkind = 'S'
-    UNION
-    SELECT c.oid, d.refobjid
+    JOIN pg_catalog.pg_class AS s ON s.oid = d.refobjid AND s.relkind = 'S'
+    WHERE ad.adrelid = {table}
+    UNION ALL
+    SELECT d.objid
     FROM pg_catalog.pg_depend AS d
-    JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind = 'S'
-    WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-      AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+    WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      AND d.refobjid = {table}
       AND d.refobjsubid > 0
+      AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
       AND d.deptype = 'i'
 """
 
@@ -313,7 +317,9 @@ lineage (oid) AS (
     JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = l.oid
 ),
 wanted AS MATERIALIZED (
-    SELECT DISTINCT d.oid FROM lineage AS l JOIN ({DEFAULT_SEQUENCES}) AS d ON d.relation = l.oid
+    SELECT DISTINCT d.oid
+    FROM lineage AS l
+    CROSS JOIN LATERAL ({DEFAULT_SEQUENCES.format(table="l.oid")}) AS d (oid)
 ),
 {FEEDS.format(code="NULL::pg_catalog.text")}
 SELECT t.oid, t.nspname, t.relname,
@@ -336,7 +342,7 @@ SELECT t.oid, t.nspname, t.relname,
            WHERE i.indrelid = t.oid AND i.indisunique),
        {FEED_COLUMNS}
 FROM target AS t
-LEFT JOIN (sequence AS s JOIN key AS k ON k.sequence = s.oid) ON true
+LEFT JOIN (key AS k CROSS JOIN LATERAL ({SEQUENCE}) AS s) ON true
 ORDER BY s.oid, k.quoted_table, k.quoted_column
 """
 
@@ -345,28 +351,35 @@ ORDER BY s.oid, k.quoted_table, k.quoted_column
 # in them must be the reader's own or a superuser's.
 CODE_OF_OTHERS = """(
     SELECT pg_catalog.quote_ident(pg_catalog.min(r.rolname))
-    FROM pg_catalog.pg_depend AS e
-    LEFT JOIN pg_catalog.pg_operator AS op
-      ON e.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass AND op.oid = e.refobjid
-    JOIN pg_catalog.pg_proc AS pr
-      ON pr.oid = CASE WHEN op.oid IS NULL THEN e.refobjid ELSE op.oprcode::pg_catalog.oid END
+    FROM (
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, m
+        FROM pg_catalog.unnest(l.members) AS m
+        WHERE c.relkind = 'p'
+        UNION ALL
+        SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid
+        FROM pg_catalog.pg_index AS i
+        WHERE i.indrelid = ANY (l.members)
+          AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+        UNION ALL
+        SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, x.oid
+        FROM pg_catalog.pg_statistic_ext AS x
+        WHERE x.stxrelid = ANY (l.members)
+    ) AS o (class, oid)
+    CROSS JOIN LATERAL (
+        SELECT e.refobjid
+        FROM pg_catalog.pg_depend AS e
+        WHERE e.classid = o.class AND e.objid = o.oid
+          AND e.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+        UNION ALL
+        SELECT op.oprcode
+        FROM pg_catalog.pg_depend AS e
+        JOIN pg_catalog.pg_operator AS op ON op.oid = e.refobjid
+        WHERE e.classid = o.class AND e.objid = o.oid
+          AND e.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass
+    ) AS f (oid)
+    JOIN pg_catalog.pg_proc AS pr ON pr.oid = f.oid
     JOIN pg_catalog.pg_roles AS r ON r.oid = pr.proowner
-    WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER
-      AND e.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass,
-                           'pg_catalog.pg_operator'::pg_catalog.regclass)
-      AND (e.classid, e.objid) IN (
-          SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, m
-          FROM pg_catalog.unnest(l.members) AS m
-          WHERE c.relkind = 'p'
-          UNION ALL
-          SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, i.indexrelid
-          FROM pg_catalog.pg_index AS i
-          WHERE i.indrelid = ANY (l.members)
-            AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
-          UNION ALL
-          SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass::pg_catalog.oid, x.oid
-          FROM pg_catalog.pg_statistic_ext AS x
-          WHERE x.stxrelid = ANY (l.members)))
+    WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER)
 """
 
 DETAILS = f"""
@@ -374,17 +387,17 @@ WITH
 wanted AS MATERIALIZED (SELECT pg_catalog.unnest(%(oids)s::pg_catalog.oid[]) AS oid),
 {FEEDS.format(code=CODE_OF_OTHERS)}
 SELECT {FEED_COLUMNS}
-FROM sequence AS s
-JOIN key AS k ON k.sequence = s.oid
+FROM key AS k
+CROSS JOIN LATERAL ({SEQUENCE}) AS s
 ORDER BY pg_catalog.array_position(%(oids)s::pg_catalog.oid[], s.oid),
          k.quoted_table, k.quoted_column
 """
 
 LISTING = f"""
 SELECT d.oid
-FROM ({DEFAULT_SEQUENCES}) AS d
-JOIN pg_catalog.pg_class AS c ON c.oid = d.relation
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+FROM pg_catalog.pg_namespace AS n
+JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid
+CROSS JOIN LATERAL ({DEFAULT_SEQUENCES.format(table="c.oid")}) AS d (oid)
 JOIN pg_catalog.pg_class AS s ON s.oid = d.oid
 JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
 WHERE (n.nspname = ANY (%(schemas)s::pg_catalog.text[])

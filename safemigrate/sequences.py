@@ -96,7 +96,7 @@ class Finding:
             return f"healing is off; {self.repair}"
         if not self.repair or self.repair in self.obstacle.advice:
             return str(self.obstacle)
-        return f"{self.obstacle}; or, with the right to: {self.repair}"
+        return f"{str(self.obstacle).removesuffix(';')}; or, with the right to: {self.repair}"
 
     def __str__(self) -> str:
         keys = ", ".join(map(str, self.sequence.keys))
@@ -117,6 +117,8 @@ SETTINGS = """
            pg_catalog.set_config('constraint_exclusion', 'off', true),
            pg_catalog.set_config('join_collapse_limit', '1', true),
            pg_catalog.set_config('from_collapse_limit', '1', true),
+           pg_catalog.set_config('enable_hashjoin', 'off', true),
+           pg_catalog.set_config('enable_mergejoin', 'off', true),
            pg_catalog.set_config('jit', 'off', true)
 """
 SAVEPOINT = "safemigrate"
