@@ -295,11 +295,13 @@ class Seen:
         return 0, 0
 
     def failure(self, *, with_keys: bool) -> tuple[Any, ...] | None:
-        failure = self.outcome.failure
-        if failure is None or with_keys:
-            return failure
-        kind, cause, args, frame = failure
-        return kind, cause, [re.sub(r"=\(\d+\)", "=(…)", each) for each in args], frame
+        if self.outcome.failure is None:
+            return None
+        kind, cause, args, frame = self.outcome.failure
+        args = [re.sub(r'"s\d+_x\d+"', "a savepoint", each) for each in args]
+        if not with_keys:
+            args = [re.sub(r"=\(\d+\)", "=(…)", each) for each in args]
+        return kind, cause, args, frame
 
     def is_refusal(self) -> bool:
         notes = " ".join(getattr(self.outcome.error, "__notes__", []))
