@@ -163,17 +163,26 @@ class Healer:
         return has_guard
 
     def _look_first(self, insert: Insert, *, keep_savepoint: bool) -> None:
-        with (
-            self._enduring(insert.table),
-            looking(self.connection, keep_savepoint=keep_savepoint) as cursor,
-        ):
-            table = self._table_named(cursor, insert.table)
-            if table is None:
+        """Look, and where that failed once more: an upsert would lose its rows in silence."""
+        for is_last in (False, True):
+            with (
+                self._enduring(insert.table, tell=is_last),
+                looking(self.connection, keep_savepoint=keep_savepoint) as cursor,
+            ):
+                self._look(cursor, insert)
+            if is_last or not self._trust.needs_look(insert):
                 return
-            for column, sequence in table.fed.items():
-                if insert.leaves(column, table.columns):
-                    self._repairer.resync(cursor, table, sequence)
-                    self._trust.rely_on(insert.table)
+            if keep_savepoint:
+                self._release()
+
+    def _look(self, cursor: Any, insert: Insert) -> None:
+        table = self._table_named(cursor, insert.table)
+        if table is None:
+            return
+        for column, sequence in table.fed.items():
+            if insert.leaves(column, table.columns):
+                self._repairer.resync(cursor, table, sequence)
+                self._trust.rely_on(insert.table)
 
     def _table_named(self, cursor: Any, name: str) -> Table | None:
         oid = settle(cursor, name)
@@ -201,14 +210,15 @@ class Healer:
         return self._trust.get(name)
 
     @contextmanager
-    def _enduring(self, what: object) -> Iterator[None]:
-        """Let no look's failure become the statement's, unless the connection itself is gone."""
+    def _enduring(self, what: object, *, tell: bool = True) -> Iterator[None]:
+        """Let no look's failure become the statement's, unless nothing could be sent after it."""
         try:
             yield
         except Error as error:
-            if self._is_closed():
+            if self._is_closed() or transaction_status(self.connection) == FAILED:
                 raise
-            self.audience.note(f"Could not look at {what}: {obstacle_of(error)}")
+            if tell:
+                self.audience.note(f"Could not look at {what}: {obstacle_of(error)}")
 
     def _execute(self, sql: str) -> None:
         with self.connection.cursor() as cursor:
