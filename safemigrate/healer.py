@@ -71,7 +71,7 @@ class Healer:
     ) -> Any:
         if not self._can_look(context):
             # In a failed transaction this is the rollback to a savepoint, past looks of ours.
-            self._trust.learn(self._read(sql))
+            self._trust.learn(self._read(sql), is_done=False)
             return execute(sql, params, many, context)
         if many:
             params = list(params)
@@ -92,10 +92,13 @@ class Healer:
                 or (many and not hasattr(self.connection.connection, "pgconn"))
             ),
         )
+        is_done = False
         try:
-            return self._send(attempt)
+            result = self._send(attempt)
+            is_done = True
         finally:
-            self._trust.learn(statement)
+            self._trust.learn(statement, is_done=is_done)
+        return result
 
     def _send(self, attempt: Attempt) -> Any:
         try:
@@ -195,19 +198,19 @@ class Healer:
         """Tell whether the statement may insert into a table that it doesn't name."""
         if statement.may_write_elsewhere:
             return True
-        if any(_is_indirect(self._trust.get(insert.table)) for insert in statement.inserts):
+        if any(self._trust.may_write_elsewhere(each.table) for each in statement.inserts):
             return True
         return (
             bool(statement.changes)
             and self._trust.has_any_triggers()
-            and any(_is_indirect(self._known(change.table)) for change in statement.changes)
+            and any(self._may_write_elsewhere(change.table) for change in statement.changes)
         )
 
-    def _known(self, name: str) -> Table | None:
-        if self._trust.get(name) is None:
+    def _may_write_elsewhere(self, name: str) -> bool:
+        if not self._trust.knows(name):
             with self._enduring(name), looking(self.connection) as cursor:
                 self._table_named(cursor, name)
-        return self._trust.get(name)
+        return self._trust.may_write_elsewhere(name)
 
     @contextmanager
     def _enduring(self, what: object, *, tell: bool = True) -> Iterator[None]:
@@ -293,7 +296,3 @@ class Healer:
         if any(finding.moved_to is not None for finding in findings):
             return f"The sequence of {where} was behind and is right now: run the command again."
         return f"After the rollback no sequence of {where} is behind."
-
-
-def _is_indirect(table: Table | None) -> bool:
-    return table is None or table.has_triggers or table.is_view

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
+from operator import or_
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,6 +83,14 @@ HARMLESS = frozenset(
     "comment analyze vacuum grant revoke lock show listen notify unlisten deallocate".split()
 )
 DEFINITIONS = frozenset("create alter drop truncate reindex cluster security reassign".split())
+# With one of these a definition concerns more than the tables that it names.
+FAR_REACHING = ("schema", "attach", "inherit", "nextval")
+ACTIONS = ("alter", "add", "drop", "rename", "set", "column")
+ADDITION = ["alter", "add"]
+# With one of these a new table may have rows, or a sequence that isn't new.
+NOT_PLAIN = ("exists", "like", "inherits", "partition", "nextval")
+NUMBERED = frozenset("serial serial2 serial4 serial8 smallserial bigserial identity".split())
+RENUMBERING = NUMBERED | {"rename"}
 # Session settings that change which table a name means, or which trigger fires.
 MEANINGFUL_SETTINGS = frozenset(
     """
@@ -131,6 +140,28 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Creation:
+    """One CREATE TABLE of an empty table, and its columns that get a new sequence with it.
+
+    ``columns`` is None once an ALTER TABLE may have changed their order.
+    """
+
+    table: str
+    columns: tuple[str, ...] | None
+    fed: frozenset[str]
+
+    def is_named_by(self, insert: Insert) -> bool:
+        """Tell whether the INSERT may give a value of its own for a column with a sequence."""
+        if insert.columns is None and self.columns is None:
+            return True
+        return any(insert.names(column, self.columns or ()) for column in self.fed)
+
+    def altered(self, words: frozenset[str]) -> Creation | None:
+        """Return what is left of it after an ALTER TABLE of these words, if it stays numbered."""
+        return None if words & (self.fed | RENUMBERING) else replace(self, columns=None)
+
+
+@dataclass(frozen=True)
 class Statement:
     """What can be read from a text; the defaults describe one that does nothing of note."""
 
@@ -138,6 +169,10 @@ class Statement:
     changes: tuple[Change, ...] = ()
     # Names of tables that it defines, alters or drops.
     redefines: frozenset[str] = frozenset()
+    # The words of an ALTER TABLE.
+    alters: frozenset[str] | None = None
+    # What it creates; nothing is said of that where it stands among other statements.
+    creates: Creation | None = None
     # Whatever was known of any table may not hold after it.
     ends_trust: bool = False
     # It may insert into tables that its text does not name.
@@ -224,13 +259,13 @@ def _read(sql: str) -> Statement:
         tokens = list(_tokens(sql))
     except ValueError:
         return UNREADABLE
-    statement = Statement()
+    statements = []
     start = 0
     for end in [i for i, token in enumerate(tokens) if token.text == ";"] + [len(tokens)]:
         if end > start:
-            statement |= _Reader(tokens[start:end]).statement()
+            statements.append(_Reader(tokens[start:end]).statement())
         start = end + 1
-    return statement
+    return reduce(or_, statements) if statements else Statement()
 
 
 _read_and_remember = lru_cache(maxsize=512)(_read)
@@ -460,11 +495,39 @@ class _Reader:
             return Statement(ends_trust=True)
         self._skip("if", "not", "exists", "only")
         names = self._names()
-        if not names or self._has("schema"):
+        if not names or any(self._has(word) for word in FAR_REACHING):
             return Statement(ends_trust=True)
+        if verb == "alter" and self._adds_foreign_key():
+            return Statement()
         if renamed := self._renamed():
             names.append(renamed)
-        return Statement(redefines=frozenset(bare_name(name) for name in names))
+        return Statement(
+            redefines=frozenset(bare_name(name) for name in names),
+            alters=frozenset(map(_unquoted, self.tokens[2:])) if verb == "alter" else None,
+            creates=self._creation(names[0]) if verb == "create" else None,
+        )
+
+    def _adds_foreign_key(self) -> bool:
+        actions = [token.text for token in self.tokens if token.text in ACTIONS]
+        return self._take("add", "constraint") and self._has("foreign") and actions == ADDITION
+
+    def _creation(self, table: str) -> Creation | None:
+        if self._peek().text != "(" or any(self._has(word) for word in NOT_PLAIN):
+            return None
+        columns: list[str] = []
+        fed: set[str] = set()
+        depth = 0
+        while self._peek() is not _END:
+            token, before = self._peek(), self._peek(-1)
+            depth += {"(": 1, ")": -1}.get(token.text, 0)
+            self.at += 1
+            if depth == 0:
+                break
+            if depth == 1 and before.text in ("(", ",") and token.is_name():
+                columns.append(_unquoted(token))
+            elif depth == 1 and token.kind == "word" and token.text in NUMBERED:
+                fed.add(columns[-1])
+        return Creation(table, tuple(columns), frozenset(fed)) if self._peek() is _END else None
 
     def _names(self) -> list[str]:
         names = []

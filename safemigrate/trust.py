@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .catalogue import Sequence, Table
-    from .statements import Insert, Statement
+    from .statements import Creation, Insert, Statement
 
 ANY_TRIGGERS = """
     SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
@@ -34,9 +34,14 @@ class Trust:
         self._driver: Any = None
         self._tables: dict[str, Table] = {}
         self._trusted: set[str] = set()
+        # Tables that this run has created: empty, and not known otherwise as long as they are
+        # numbered by their sequences alone.
+        self._newborn: dict[str, Creation] = {}
         # What the current transaction has redefined, and whether it may have changed anything.
         self._redefined: frozenset[str] = frozenset()
         self._is_unsure = False
+        self._is_watched = False
+        self._is_committed = False
         self._any_triggers: bool | None = None
 
     def __iter__(self) -> Iterator[Table]:
@@ -57,11 +62,24 @@ class Trust:
 
     def needs_look(self, insert: Insert) -> bool:
         """Tell whether the INSERT leaves a key to a sequence that wasn't looked at yet."""
+        if newborn := self._newborn.get(self._key(insert.table)):
+            return newborn.is_named_by(insert)
         table = self.get(insert.table)
         return table is None or (
             self._key(insert.table) not in self._trusted
             and any(insert.leaves(column, table.columns) for column in table.fed)
         )
+
+    def knows(self, name: str) -> bool:
+        key = self._key(name)
+        return key in self._tables or key in self._newborn
+
+    def may_write_elsewhere(self, name: str) -> bool:
+        """Tell whether a write to a table that is known may insert into another."""
+        if self._key(name) in self._newborn:
+            return False
+        table = self.get(name)
+        return table is None or table.has_triggers or table.is_view
 
     def has_any_triggers(self) -> bool:
         """Tell whether any table of the database has a trigger or rule of somebody's."""
@@ -78,17 +96,27 @@ class Trust:
             self.forget_all()
         if transaction_status(self.connection) != IDLE:
             return False
-        # Whether what has ended was committed can't be seen from here.
-        if self._is_unsure:
-            self.forget_all()
-        self._forget(self._redefined)
-        self._is_unsure = False
+        if not self._is_committed:
+            if self._is_unsure:
+                self.forget_all()
+            self._forget(self._redefined)
+        self._is_unsure = self._is_committed = self._is_watched = False
         self._redefined = frozenset()
         return True
+
+    def _watch(self) -> None:
+        """Have Django say whether the transaction that changes definitions is committed."""
+        if self.connection.in_atomic_block and not self._is_watched:
+            self._is_watched = True
+            self.connection.on_commit(self._commit)
+
+    def _commit(self) -> None:
+        self._is_committed = True
 
     def forget_all(self) -> None:
         self._tables.clear()
         self._trusted.clear()
+        self._newborn.clear()
         self._any_triggers = None
 
     def _forget(self, names: frozenset[str]) -> None:
@@ -96,14 +124,42 @@ class Trust:
             for key in [key for key in self._tables if bare_name(key) in names]:
                 del self._tables[key]
                 self._trusted.discard(key)
+            for key in [key for key in self._newborn if bare_name(key) in names]:
+                del self._newborn[key]
 
-    def learn(self, statement: Statement) -> None:
+    def learn(self, statement: Statement, *, is_done: bool) -> None:
         """Take from a statement that was sent what it means for the tables that are trusted."""
         if statement.ends_trust:
             self.forget_all()
-            self._is_unsure = True
+        survivors = self._surviving(statement)
         self._forget(statement.redefines)
-        self._redefined |= statement.redefines
+        self._newborn.update(survivors)
+        if statement.ends_trust or statement.redefines:
+            self._is_unsure |= statement.ends_trust
+            self._redefined |= statement.redefines
+            self._watch()
+        self._learn_of_keys(statement)
+        if is_done and statement.creates:
+            self._newborn[self._key(statement.creates.table)] = statement.creates
+
+    def _surviving(self, statement: Statement) -> dict[str, Creation]:
+        """Return the newborn tables that an ALTER TABLE leaves as numbered as they were."""
+        if statement.alters is None:
+            return {}
+        return {
+            key: altered
+            for key, newborn in self._newborn.items()
+            if bare_name(key) in statement.redefines
+            and (altered := newborn.altered(statement.alters))
+        }
+
+    def _learn_of_keys(self, statement: Statement) -> None:
+        for key, newborn in list(self._newborn.items()):
+            if any(
+                bare_name(insert.table) == bare_name(key) and newborn.is_named_by(insert)
+                for insert in statement.inserts
+            ) or any(newborn.fed.intersection(change.columns) for change in statement.changes):
+                del self._newborn[key]
         for insert in statement.inserts:
             if table := self.get(insert.table):
                 self._distrust(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import IntegrityError, connection, migrations, models, transaction
+from django.test.utils import CaptureQueriesContext
 
 from tests.databases import binding, execute, put_behind, value
 from tests.models import create, shop
@@ -428,16 +429,13 @@ def test_a_failed_statement_leaves_the_transaction_failed(
 
 def test_sixty_guards_and_no_more(project: Project) -> None:
     """Past 64 subtransactions every other session would be slowed down."""
-    sent = []
-
-    def count(execute: Any, statement: Any, params: Any, many: Any, context: Any) -> Any:
-        sent.append(str(statement))
-        return execute(statement, params, many, context)
+    sent: list[str] = []
 
     def fill(apps: Any, editor: Any) -> None:
-        with editor.connection.execute_wrapper(count):
+        with CaptureQueriesContext(connection) as queries:
             for n in range(100):
                 tags(apps).create(name=str(n))
+        sent.extend(query["sql"] for query in queries)
 
     old_tags(project, triggers=True)
     put_behind()
