@@ -97,19 +97,17 @@ def one_by_one() -> None:
             cursor.execute(f"SELECT last_value, is_called FROM t{n}_id_seq")
 
 
-def sqlsequencereset() -> None:
+def reset_statements() -> list[str]:
+    """Make a model of each table; return what sqlsequencereset would print for them."""
     from django.core.management.color import no_style
     from django.db import connection, models
 
     found = []
     for n in range(TABLES):
         meta = type("Meta", (), {"app_label": "app", "db_table": f"t{n}", "managed": False})
-        found.append(
-            type(f"T{n}", (models.Model,), {"__module__": "tests.app.models", "Meta": meta})
-        )
-    with connection.cursor() as cursor:
-        for sql in connection.ops.sequence_reset_sql(no_style(), found):
-            cursor.execute(sql)
+        attributes = {"__module__": "tests.app.models", "Meta": meta}
+        found.append(type(f"T{n}", (models.Model,), attributes))
+    return connection.ops.sequence_reset_sql(no_style(), found)
 
 
 def main(settings: dict[str, Any]) -> int:
@@ -124,6 +122,8 @@ def main(settings: dict[str, Any]) -> int:
         USE_TZ=True,
     )
     django.setup()
+    from django.db import connection
+
     from tests.databases import Databases
 
     results: dict[str, list[Measure]] = {"--check": [], "one by one": []}
@@ -138,8 +138,10 @@ def main(settings: dict[str, Any]) -> int:
                 with measured() as measure:
                     method()
                 results[name].append(measure)
-        with measured() as measure:
-            sqlsequencereset()
+        statements = reset_statements()
+        with measured() as measure, connection.cursor() as cursor:
+            for sql in statements:
+                cursor.execute(sql)
         results["sqlsequencereset"] = [measure]
     return report(results, grown)
 

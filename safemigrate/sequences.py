@@ -33,6 +33,8 @@ WALKED_CACHES = 32
 WALK_WITHOUT_UPDATE = 1_000_000
 # A table of so many bytes is read whole where no index leads with the key.
 SMALL = 1024 * 1024
+# The server plans a UNION ALL of more branches at more than their sum.
+AT_A_GLANCE = 100
 # The high half of our advisory locks' keys; the low half is the sequence's oid.
 LOCK_SPACE = 0x5AFE5E9 << 32
 
@@ -228,7 +230,10 @@ STATE = """
 """
 # The same, only as far as telling which are right.
 GLIMPSE = "SELECT {oid}, {largest}, v.last_value, v.is_called FROM {sequence} AS v"
-GLIMPSE_OF_KEY = "(SELECT pg_catalog.{aggregate}({column}) FROM {only} {table})"
+# Planned in half the time that max() takes.
+GLIMPSE_OF_KEY = """(
+        SELECT {column} FROM {only} {table}
+        WHERE {column} IS NOT NULL ORDER BY {column} {direction} LIMIT 1)"""
 KEY = """(
         SELECT pg_catalog.{aggregate}({column})::pg_catalog.numeric
         FROM {only} {table}
@@ -298,7 +303,7 @@ SELECT pg_catalog.count(*) FROM walk
 
 
 def look(cursor: CursorWrapper, sequences: Rows[Sequence], terms: Terms = USUAL) -> list[Finding]:
-    """Read, in two statements at most and without writing, whether ``sequences`` are behind."""
+    """Read, without writing and in few statements, whether ``sequences`` are behind."""
     sequences = [each.forced() if terms.force else each for each in sequences]
     visible = [each for each in sequences if _is_visible(each)]
     found = _glance(cursor, [each for each in visible if _is_plain(each)], terms)
@@ -311,17 +316,17 @@ def look(cursor: CursorWrapper, sequences: Rows[Sequence], terms: Terms = USUAL)
 
 def _glance(cursor: CursorWrapper, sequences: Rows[Sequence], terms: Terms) -> dict[int, Finding]:
     """Find those sequences that are plainly right, for a tenth of what the exact state costs."""
-    if not sequences:
-        return {}
-    cursor.execute(" UNION ALL ".join(map(_glimpse, sequences)))
-    by_oid = {each.oid: each for each in sequences}
     right = {}
-    for oid, largest, last, is_called in cursor.fetchall():
-        sequence = by_oid[oid]
-        next_value = last + sequence.increment if is_called else last
-        if largest is None or _sign(sequence) * (largest - next_value) + terms.headroom < 0:
-            is_within = largest is not None and sequence.lowest <= largest <= sequence.highest
-            right[oid] = Finding(sequence, next_value, int(largest) if is_within else None)
+    for start in range(0, len(sequences), AT_A_GLANCE):
+        glanced = sequences[start : start + AT_A_GLANCE]
+        cursor.execute(" UNION ALL ".join(map(_glimpse, glanced)))
+        by_oid = {each.oid: each for each in glanced}
+        for oid, largest, last, is_called in cursor.fetchall():
+            sequence = by_oid[oid]
+            next_value = last + sequence.increment if is_called else last
+            if largest is None or _sign(sequence) * (largest - next_value) + terms.headroom < 0:
+                is_within = largest is not None and sequence.lowest <= largest <= sequence.highest
+                right[oid] = Finding(sequence, next_value, int(largest) if is_within else None)
     return right
 
 
@@ -329,7 +334,7 @@ def _glimpse(sequence: Sequence) -> str:
     # Of the keys out of bounds those ahead raise a doubt, and those behind hide none within.
     keys = [
         GLIMPSE_OF_KEY.format(
-            aggregate="max" if sequence.increment > 0 else "min",
+            direction="DESC" if sequence.increment > 0 else "ASC",
             column=key.quoted_column,
             only="" if key.is_partitioned else "ONLY",
             table=key.quoted_table,

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-# So many looks are one statement and one transaction: more would spare few round trips and take
-# more of the server's shared lock table, whose default size is 6,400.
-CHUNK = 400
+# So many looks share a transaction: more would spare few round trips and take more of the server's
+# shared lock table, whose default size is 6,400.
+CHUNK = 500
 
 CURRENT_SCHEMAS = """
     SELECT n::pg_catalog.text

@@ -176,14 +176,18 @@ class Command(BaseCommand):
                 return sequences_of_apps(connection, labels)
             except LookupError as error:
                 raise CommandError(str(error)) from error
+        return sequences_in(connection, self._schemas(connection))
+
+    def _schemas(self, connection: BaseDatabaseWrapper) -> list[str]:
+        schemas: list[str] = self.options["schemas"] or []
+        if not (schemas or self.options["all_schemas"]):
+            return current_schemas(connection)
         there = all_schemas(connection)
-        if unknown := [name for name in schemas or () if name not in there]:
+        if unknown := [name for name in schemas if name not in there]:
             raise CommandError(
                 f"There is no schema {', '.join(map(repr, unknown))}, only {', '.join(there)}."
             )
-        if self.options["all_schemas"]:
-            return sequences_in(connection, there)
-        return sequences_in(connection, schemas or current_schemas(connection))
+        return schemas or there
 
     def _findings(self, connection: BaseDatabaseWrapper, oids: list[int]) -> Iterator[Finding]:
         progress = Progress(self.stderr, len(oids))
