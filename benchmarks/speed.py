@@ -22,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -36,17 +37,6 @@ if TYPE_CHECKING:
 NAME = f"speed_{os.getpid()}"
 EMPTY, FULL = f"{NAME}_empty", f"{NAME}_full"
 ROWS, ADDS, TABLES = 20_000, 5_000, 50
-
-
-class Counter:
-    """An execute wrapper that counts what passes, ours included."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        self.count += 1
-        return execute(sql, params, many, context)
 
 
 def administer(sql: str) -> None:
@@ -73,77 +63,84 @@ def database(template: str = EMPTY) -> Iterator[None]:
         administer(f'DROP DATABASE "{NAME}" WITH (FORCE)')
 
 
-def measured(work: Callable[[], Any]) -> tuple[float, int]:
-    """Return the milliseconds that ``work`` took and the statements it sent."""
+def measured(work: Callable[[], Any]) -> float:
+    """Return the milliseconds that ``work`` took."""
     from django.db import connection
 
     connection.ensure_connection()
-    counter = Counter()
-    connection.execute_wrappers.insert(0, counter)
+    connection.queries_log.clear()
     start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Count the statements of a run that nobody times, BEGIN and COMMIT and our own among them."""
+    from django.db import connection
+
+    found: list[int] = []
+    connection.force_debug_cursor = True
+    connection.queries_log = deque()
     try:
-        work()
+        yield found
     finally:
-        elapsed = (time.perf_counter() - start) * 1000
-        connection.execute_wrappers.remove(counter)
-    return elapsed, counter.count
+        connection.force_debug_cursor = False
+        found.append(len(connection.queries_log))
+        connection.queries_log = deque(maxlen=connection.queries_limit)
 
 
 def compare(
     title: str,
     names: tuple[str, str],
-    once: Callable[[str], tuple[float, int]],
+    once: Callable[[str], float],
     pairs: int,
     limit: float | None,
+    count: Callable[[str], float] | None = None,
 ) -> None:
     """Measure both in turn, changing who goes first, and print what came of it."""
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
-    for number in range(pairs + 1):  # the first pair warms up
+    statements = {}
+    for name in names:  # which warms up, too
+        with counted() as found:
+            (count or once)(name)
+        statements[name] = found[0]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(pairs):
         for name in names if number % 2 else reversed(names):
-            result = once(name)
-            if number:
-                found[name].append(result)
+            times[name].append(once(name))
     print(f"\n{title}")
     for name in names:
-        times = [elapsed for elapsed, _ in found[name]]
-        low, _, high = quantiles(times, n=4)
-        statements = sorted({count for _, count in found[name]})
-        print(
-            f"  {name:<28} {median(times):9.1f} ms  [{low:.1f}, {high:.1f}]"
-            f"  statements: {', '.join(map(str, statements))}"
-        )
-    ratios = [
-        new / old for (old, _), (new, _) in zip(found[names[0]], found[names[1]], strict=True)
-    ]
-    low, _, high = quantiles(ratios, n=4)
+        low, middle, high = quantiles(times[name], n=4)
+        spread = f"[{low:.1f}, {high:.1f}]"
+        print(f"  {name:<21}{middle:9.1f} ms  {spread:<19} statements: {statements[name]}")
+    ratios = [new / old for old, new in zip(times[names[0]], times[names[1]], strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
     wanted = f"  (wanted: at most {limit})" if limit else ""
-    print(f"  ratio of {pairs} pairs: {median(ratios):.3f}  [{low:.3f}, {high:.3f}]{wanted}")
+    print(f"  ratio of {pairs} pairs {middle:8.3f}     [{low:.3f}, {high:.3f}]{wanted}")
 
 
-def command(name: str, **options: Any) -> tuple[float, int]:
+def command(name: str, **options: Any) -> float:
     from django.core.management import call_command
 
     return measured(lambda: call_command(name, stdout=io.StringIO(), **options))
 
 
-def process(name: str) -> tuple[float, int]:
+def process(name: str) -> float:
     """Run the command as a deploy script does, in a process of its own."""
     environment = {**os.environ, "SHOP_DATABASE": NAME, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a deployment doesn't compile at every start
     manage = [sys.executable, str(ROOT / "example_project" / "manage.py"), name]
     start = time.perf_counter()
     subprocess.run(manage, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return (time.perf_counter() - start) * 1000, 0
+    return (time.perf_counter() - start) * 1000
 
 
-def whole(template: str) -> Callable[[str], tuple[float, int]]:
-    """Time the process; count the statements, the lock's own four aside, in another run."""
+def on(template: str, run: Callable[[str], float]) -> Callable[[str], float]:
+    """Give each run a database of its own."""
 
-    def once(name: str) -> tuple[float, int]:
+    def once(name: str) -> float:
         with database(template):
-            elapsed, _ = process(name)
-        with database(template):
-            _, count = command(name)
-        return elapsed, count
+            return run(name)
 
     return once
 
@@ -165,12 +162,12 @@ def add_tags() -> None:
         product.tags.add(tag)
 
 
-def data_migration(work: Callable[[], None]) -> Callable[[str], tuple[float, int]]:
+def data_migration(work: Callable[[], None]) -> Callable[[str], float]:
     from django.db import transaction
 
     from safemigrate import healing
 
-    def once(name: str) -> tuple[float, int]:
+    def once(name: str) -> float:
         with database(FULL):
             context: Any = healing() if name == "safemigrate" else nullcontext()
 
@@ -183,7 +180,7 @@ def data_migration(work: Callable[[], None]) -> Callable[[str], tuple[float, int
     return once
 
 
-def heal(name: str) -> tuple[float, int]:
+def heal(name: str) -> float:
     from django.db import connection, transaction
 
     from safemigrate import healing
@@ -211,7 +208,7 @@ class Migration(migrations.Migration):
 """
 
 
-def many_tables(name: str) -> tuple[float, int]:
+def many_tables(name: str) -> float:
     from django.core.management import call_command
     from django.db import IntegrityError, connection
 
@@ -260,9 +257,11 @@ def one_more_migration() -> Iterator[None]:
 def run(pairs: int, only: str) -> None:
     both = ("migrate", "safemigrate")
     if "a" in only:
-        compare("(a) from an empty database", both, whole(EMPTY), pairs, 1.03)
+        compare(
+            "(a) from an empty database", both, on(EMPTY, process), pairs, 1.03, on(EMPTY, command)
+        )
     if "b" in only:
-        compare("(b) nothing to do", both, whole(FULL), pairs, 1.03)
+        compare("(b) nothing to do", both, on(FULL, process), pairs, 1.03, on(FULL, command))
     if "c" in only:
         for title, work in ((f"{ROWS:,} create()", create_rows), (f"{ADDS:,} add()", add_tags)):
             compare(f"(c) {title} in one transaction", both, data_migration(work), pairs, 1.05)

@@ -299,7 +299,8 @@ DEFAULT_SEQUENCES = """
       AND d.deptype = 'i'
 """
 
-# A partition reports its own name while its parent's default feeds it, hence the lineage.
+# A partition reports its own name while its parent's default feeds it, and a view's INSERT draws
+# for the table beneath: hence the lineage.
 TABLE = f"""
 WITH RECURSIVE
 target AS (
@@ -311,10 +312,22 @@ target AS (
 lineage (oid) AS (
     SELECT oid FROM target
     UNION
-    SELECT i.inhparent
+    SELECT x.oid
     FROM lineage AS l
-    JOIN pg_catalog.pg_class AS c ON c.oid = l.oid AND c.relispartition
-    JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = l.oid
+    JOIN pg_catalog.pg_class AS c ON c.oid = l.oid
+    CROSS JOIN LATERAL (
+        SELECT i.inhparent
+        FROM pg_catalog.pg_inherits AS i
+        WHERE c.relispartition AND i.inhrelid = l.oid
+        UNION ALL
+        SELECT d.refobjid
+        FROM pg_catalog.pg_rewrite AS r
+        JOIN pg_catalog.pg_depend AS d
+          ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+         AND d.objid = r.oid
+         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+        WHERE c.relkind = 'v' AND r.ev_class = l.oid
+    ) AS x (oid)
 ),
 wanted AS MATERIALIZED (
     SELECT DISTINCT d.oid

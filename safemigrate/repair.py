@@ -68,7 +68,7 @@ def reading(
     names = leaves = False
     for insert in statement.inserts:
         target = trust.get(insert.table)
-        if target and target.oid in table.lineage:
+        if target and (target.oid in table.lineage or table.oid in target.lineage):
             names |= any(insert.names(each, target.columns) for each in columns)
             leaves |= any(insert.leaves(each, target.columns) for each in columns)
     for change in statement.changes:

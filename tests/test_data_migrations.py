@@ -402,6 +402,32 @@ def test_keys_that_exist_already_are_the_plain_error(
         assert value("SELECT last_value FROM app_tag_id_seq") == 1
 
 
+VIEW = "CREATE VIEW app_view AS SELECT id, name AS label FROM app_tag WHERE name <> ''"
+
+
+@ATOMIC
+def test_through_a_view_nothing_is_lost(project: Project, law: Law, atomic: bool) -> None:
+    old_tags(project)
+    execute(VIEW)
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_view (label) VALUES ('x') ON CONFLICT DO NOTHING"),
+        atomic=atomic,
+    )
+    assert (4, "x") in law.holds().tables["public.app_tag"]
+
+
+@ATOMIC
+def test_through_a_view_a_duplicate_is_genuine(project: Project, law: Law, atomic: bool) -> None:
+    old_tags(project)
+    execute(VIEW)
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_view (id, label) VALUES (2, 'x')"), atomic=atomic
+    )
+    assert isinstance(law.holds().error, IntegrityError)
+    with binding("default", law.ill):
+        assert value("SELECT last_value FROM app_tag_id_seq") == 1
+
+
 @ATOMIC
 def test_a_failed_statement_leaves_the_transaction_failed(
     project: Project, law: Law, atomic: bool
