@@ -32,7 +32,7 @@ def main(settings: dict[str, Any]) -> int:
         seen = run(SECONDS)
     print(f"{SECONDS:.0f} s, 8 writers, 2 resyncers, {os.cpu_count()} processors")
     print(f"values drawn: {seen.writes:,}")
-    print(f"resyncs: {len(seen.moved)}")
+    print(f"looks: {seen.looks:,}, of which moved a sequence: {len(seen.moved)}")
     behind = sum(number for table, number in seen.collisions.items() if table not in HEALTHY)
     print(f"collisions with rows from before, until the resync: {behind}")
     failures = {

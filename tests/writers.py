@@ -66,16 +66,28 @@ with connection.cursor() as cursor:
                 others.append(repr(error))
 print(json.dumps([given, collisions, others]))
 """
+# One as the command does, the other as healing does: it resyncs whatever it meets, right or not.
 RESYNCER = """
-from safemigrate.survey import sequences_in, survey
+from safemigrate.catalogue import sequences_of
+from safemigrate.sequences import resync
+from safemigrate.survey import room, sequences_in, survey
+
+def one_by_one():
+    with room(connection) as cursor:
+        sequences = sequences_of(cursor, oids)
+    for sequence in sequences:
+        with room(connection) as cursor:
+            yield [resync(cursor, sequence)]
+
 oids = sequences_in(connection, ["public"])
-moved, reasons = [], []
+looks, moved, reasons = 0, [], []
 while time.monotonic() < end:
-    for findings in survey(connection, oids, move=True):
+    for findings in one_by_one() if number else survey(connection, oids, move=True):
+        looks += len(findings)
         moved += [[each.sequence.name, each.next_value, each.moved_to]
                   for each in findings if each.moved_to is not None]
         reasons += [str(each.obstacle) for each in findings if each.obstacle]
-print(json.dumps([moved, reasons]))
+print(json.dumps([looks, moved, reasons]))
 """
 WATCHER = """
 tables = json.loads(sys.argv[3])
@@ -97,6 +109,7 @@ class Seen:
     """What the processes reported, together."""
 
     writes: int = 0
+    looks: int = 0
     twice: dict[str, list[int]] = field(default_factory=dict)
     caused: dict[str, list[int]] = field(default_factory=dict)
     collisions: dict[str, int] = field(default_factory=dict)
@@ -113,7 +126,7 @@ def run(seconds: float, *, writers: int = 8, resyncers: int = 2) -> Seen:
     tables = json.dumps(EVERY)
     started = [
         *(_start(WRITER, number, seconds, tables) for number in range(1, writers + 1)),
-        *(_start(RESYNCER, 0, seconds) for _ in range(resyncers)),
+        *(_start(RESYNCER, number % 2, seconds) for number in range(resyncers)),
         _start(WATCHER, 0, seconds, tables),
     ]
     for process in started:
@@ -121,7 +134,8 @@ def run(seconds: float, *, writers: int = 8, resyncers: int = 2) -> Seen:
         assert process.stdout.readline() == "ready\n"
     printed = [json.loads(process.communicate(timeout=seconds + 60)[0]) for process in _go(started)]
     seen = Seen(went_back=printed[-1])
-    for moved, reasons in printed[writers:-1]:
+    for looks, moved, reasons in printed[writers:-1]:
+        seen.looks += looks
         seen.moved += moved
         seen.obstacles.update(reasons)
     for table in EVERY:
