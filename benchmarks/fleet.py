@@ -132,7 +132,7 @@ def project(name: str) -> Iterator[dict[str, str]]:
 
 
 def execute(sql: str) -> None:
-    from django.db import connection  # noqa: PLC0415
+    from django.db import connection
 
     with connection.cursor() as cursor:
         cursor.execute(sql)
@@ -145,10 +145,10 @@ def create(template: str | None) -> None:
 
 def create_template() -> None:
     """Make a database that is migrated but for the app's one migration, and all of it behind."""
-    from django.core.management import call_command  # noqa: PLC0415
-    from django.db import connection  # noqa: PLC0415
+    from django.core.management import call_command
+    from django.db import connection
 
-    from tests.databases import binding, put_behind  # noqa: PLC0415
+    from tests.databases import binding, put_behind
 
     execute(f"CREATE DATABASE {TEMPLATE}")
     with binding(connection.alias, TEMPLATE):
@@ -197,7 +197,7 @@ def output(code: str, environment: dict[str, str], *args: str) -> Any:
 
 def statements(environment: dict[str, str], folder: Path) -> dict[str, int]:
     """Count the statements of one run with the lock and of one without."""
-    from django.db import connection  # noqa: PLC0415
+    from django.db import connection
 
     settings = connection.settings_dict
     host, port = settings["HOST"] or "localhost", int(settings["PORT"] or 5432)
@@ -242,7 +242,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
-    import django  # noqa: PLC0415
+    import django
 
     django.setup()
     create_template()

@@ -212,19 +212,19 @@ def many_tables(name: str) -> float:
     from django.core.management import call_command
     from django.db import IntegrityError, connection
 
+    def table_that_collides() -> str | None:
+        try:
+            call_command("migrate", stdout=io.StringIO())
+        except IntegrityError as error:
+            return str(error.__cause__.diag.table_name)  # type: ignore[union-attr]
+        return None
+
     def again_and_again() -> None:
-        while True:
-            try:
-                call_command("migrate", stdout=io.StringIO())
-            except IntegrityError as error:
-                table = error.__cause__.diag.table_name  # type: ignore[union-attr]
-                with connection.cursor() as cursor:
-                    cursor.execute(
-                        f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id))"
-                        f" FROM {table}"
-                    )
-            else:
-                break
+        while (table := table_that_collides()) is not None:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
+                )
 
     with database(FULL):
         with connection.cursor() as cursor:
