@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import DataError, IntegrityError, connection, connections, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -417,3 +417,42 @@ def test_a_sequence_that_is_gone_by_the_look(ill: None) -> None:
     oids = sequences_in(connection, ["public"])
     execute("DROP TABLE t")
     assert list(survey(connection, oids, move=True)) == [[]]
+
+
+def failing(part: str) -> Any:
+    """Make an execute wrapper that sends a division by zero for statements with ``part``."""
+
+    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if part in sql:
+            sql, params = "SELECT 1 / 0", None
+        return execute(sql, params, many, context)
+
+    return connection.execute_wrapper(wrapper)
+
+
+def test_a_look_that_fails_does_not_stop_the_rest(ill: None) -> None:
+    execute("CREATE TABLE broken (id serial PRIMARY KEY)")
+    with failing("FROM ONLY public.broken"):
+        statuses = {finding.sequence.name: finding for finding in found(move=True)}
+    assert statuses["t_id_seq"].status == "resynced"
+    broken = statuses["broken_id_seq"]
+    assert broken.status == "unknown"
+    assert "the look failed (DataError: division by zero)" in str(broken.obstacle)
+
+
+def test_a_catalogue_that_can_t_be_read_is_an_error(ill: None) -> None:
+    with failing("is_bare"), pytest.raises(DataError):
+        found()
+
+
+def test_what_could_be_looked_at_but_not_moved(ill: None, database: str) -> None:
+    from safemigrate.sequences import LOCK_SPACE
+
+    oid = value("SELECT 't_id_seq'::regclass::oid")
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
+        (finding,) = found(move=True)
+        connections["other"].close()
+    assert (finding.status, finding.target) == ("behind", 7)
+    assert "was locked for longer than 1 s" in str(finding.obstacle)
+    assert next_value("t_id_seq") == 1
