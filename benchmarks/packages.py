@@ -185,7 +185,7 @@ def make_tenants(database: Database) -> None:
 # --- What is tried --------------------------------------------------------------------------------
 
 
-def the_law(  # noqa: PLR0913 - each trial varies one of them
+def the_law(
     base: Database,
     *,
     theirs: tuple[str, ...] = ("migrate",),
