@@ -20,9 +20,10 @@ from django.db import connection, connections, migrations, models, transaction
 from django.db.backends.utils import CursorWrapper
 
 from safemigrate.collisions import sqlstate
+from safemigrate.sequences import in_transaction
 from tests.databases import Databases, binding, execute, put_behind, rows
 from tests.project import COLUMNS, CONSTRAINTS, INDEXES, Project, run_python
-from tests.twins.running import canonical, positions
+from tests.twins.running import canonical, end_process, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def _instead(cursor: CursorWrapper, setting: str, sql: str) -> None:
     """Send ``sql``, which is to fail under ``setting``, in place of the statement."""
     if not _is_usable():
         return
-    inside = connection.connection.info.transaction_status == IN_TRANSACTION
+    inside = in_transaction(connection)
     with connection.wrap_database_errors:
         cursor.cursor.execute(f"SET {'LOCAL' if inside else 'SESSION'} {setting} = 1")
         try:
@@ -326,7 +327,7 @@ class Hospital:
             if error and sqlstate(error.__cause__) == IN_FAILED:
                 raise LostLawError(f"another error hides the fault: {where}")
             self._check(where, before)
-            self.counts.endured += error is None
+            self.counts.endured += error is None and kind != "SIGKILL"
             state = _state()
             if state not in self.plain:
                 strange = self._strange(state)
@@ -356,9 +357,9 @@ class Hospital:
 
     @contextmanager
     def _patient(self, template: str) -> Iterator[None]:
-        connections["other"].close()
         name = self.databases.create(template)
-        with binding("default", name):
+        # An advisory lock is a database's own.
+        with binding("default", name), binding("other", name):
             yield
         self.databases.drop(name)
 
@@ -372,7 +373,7 @@ class Hospital:
             except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - any is looked at
                 return error
             finally:
-                _leave()
+                end_process()
         return None
 
     def _killed(self, strike: Strike) -> BaseException | None:
@@ -388,16 +389,6 @@ class Hospital:
         while rows(others)[0][0] > 1:
             time.sleep(0.005)
         return None
-
-
-def _leave() -> None:
-    """Drop the connection as the end of a process would.
-
-    Django leaves a transaction open, for good, where deferred SQL fails.
-    """
-    if connection.connection is not None:
-        connection.connection.close()
-        connection.connection = None
 
 
 def _state() -> str:

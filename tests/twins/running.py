@@ -171,7 +171,11 @@ class Twins:
         apps.get_model("contenttypes.ContentType").objects.clear_cache()
         if command == "safemigrate":
             options["no_lock"] = True
-        call_command(command, *args, **{"no_color": True, **options})
+        try:
+            call_command(command, *args, **{"no_color": True, **options})
+        except BaseException:
+            end_process()
+            raise
 
     def template(self, contrib: str) -> str:
         if contrib not in self._templates:
@@ -266,6 +270,17 @@ class Twins:
                     f"notes: {getattr(actual.outcome.error, '__notes__', [])}\n"
                     + "\n".join(actual.outcome.notices)
                 )
+
+
+def end_process() -> None:
+    """Drop the connection as the end of a process would.
+
+    Django leaves a transaction open, for good, where deferred SQL fails.
+    """
+    if connection.connection is not None:
+        connection.connection.close()
+        connection.connection = None
+    connection.in_atomic_block = connection.needs_rollback = False
 
 
 def difference(mine: Any, theirs: Any) -> Any:
