@@ -21,6 +21,7 @@ def hospital(project: Project, databases: Databases) -> Hospital:
     return Hospital(project, databases)
 
 
+@pytest.mark.search
 def test_faults_leave_what_they_leave_of_migrate(hospital: Hospital) -> None:
     hospital.learn()
     statements = hospital.statements()

@@ -38,6 +38,7 @@ def search(twins: Twins, project: Project) -> None:
     twins.hold(project)
 
 
+@pytest.mark.search
 def test_twins_end_alike(twins: Twins) -> None:
     search(twins)
 
