@@ -23,7 +23,7 @@ from .sequences import (
     table_of,
     transaction_status,
 )
-from .statements import UNREADABLE, Insert, Statement, read
+from .statements import UNREADABLE, Change, Insert, Statement, read
 from .trust import Trust
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from .catalogue import Table
     from .collisions import Collision
 
     Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -146,18 +145,18 @@ class Healer:
     # Before: look and guard.
 
     def _prepare(self, statement: Statement) -> bool:
-        """Look at what the statement will draw from; return whether it now has a guard."""
+        """Look at what the statement draws from or takes; return whether it now has a guard."""
         may_guard = (
             self._guards < GUARDS
             and not statement.controls_transaction
             and in_transaction(self.connection)
         )
         has_guard = False
-        for insert in statement.inserts:
-            if self._trust.needs_look(insert):
+        for target in statement.targets:
+            if self._trust.needs_look(target):
                 if has_guard:
                     self._release()
-                self._look_first(insert, keep_savepoint=may_guard)
+                self._look_first(target, keep_savepoint=may_guard)
                 has_guard = may_guard
         if may_guard and not has_guard and self._needs_guard(statement):
             self._execute(f"SAVEPOINT {SAVEPOINT}")
@@ -165,52 +164,35 @@ class Healer:
         self._guards += has_guard
         return has_guard
 
-    def _look_first(self, insert: Insert, *, keep_savepoint: bool) -> None:
+    def _look_first(self, target: Insert | Change, *, keep_savepoint: bool) -> None:
         """Look, and where that failed once more: an upsert would lose its rows in silence."""
         for is_last in (False, True):
             with (
-                self._enduring(insert.table, tell=is_last),
+                self._enduring(target.table, tell=is_last),
                 looking(self.connection, keep_savepoint=keep_savepoint) as cursor,
             ):
-                self._look(cursor, insert)
-            if is_last or not self._trust.needs_look(insert):
+                self._look(cursor, target)
+            if is_last or not self._trust.needs_look(target):
                 return
             if keep_savepoint:
                 self._release()
 
-    def _look(self, cursor: Any, insert: Insert) -> None:
-        table = self._table_named(cursor, insert.table)
+    def _look(self, cursor: Any, target: Insert | Change) -> None:
+        oid = settle(cursor, target.table)
+        table = None if oid is None else table_of(cursor, oid=oid)
         if table is None:
             return
+        self._trust.remember(target.table, table)
         for column, sequence in table.fed.items():
-            if insert.leaves(column, table.columns):
+            if target.calls_for_look(column, table.columns):
                 self._repairer.resync(cursor, table, sequence)
-                self._trust.rely_on(insert.table)
-
-    def _table_named(self, cursor: Any, name: str) -> Table | None:
-        oid = settle(cursor, name)
-        table = None if oid is None else table_of(cursor, oid=oid)
-        if table:
-            self._trust.remember(name, table)
-        return table
+                self._trust.rely_on(target.table)
 
     def _needs_guard(self, statement: Statement) -> bool:
         """Tell whether the statement may insert into a table that it doesn't name."""
-        if statement.may_write_elsewhere:
-            return True
-        if any(self._trust.may_write_elsewhere(each.table) for each in statement.inserts):
-            return True
-        return (
-            bool(statement.changes)
-            and self._trust.has_any_triggers()
-            and any(self._may_write_elsewhere(change.table) for change in statement.changes)
+        return statement.may_write_elsewhere or any(
+            self._trust.may_write_elsewhere(target.table) for target in statement.targets
         )
-
-    def _may_write_elsewhere(self, name: str) -> bool:
-        if not self._trust.knows(name):
-            with self._enduring(name), looking(self.connection) as cursor:
-                self._table_named(cursor, name)
-        return self._trust.may_write_elsewhere(name)
 
     @contextmanager
     def _enduring(self, what: object, *, tell: bool = True) -> Iterator[None]:

@@ -133,9 +133,17 @@ class Repair:
 
     def mend(self, failure: IntegrityError) -> Any:
         """Heal what ``failure`` names and repeat the statement, again and again; or raise."""
+        self.first = failure
         if not self._heals(failure):
             raise failure
-        return Retrying(retry=retry_if_exception(self._heals), reraise=True)(self._repeat)
+        try:
+            return Retrying(retry=retry_if_exception(self._heals), reraise=True)(self._repeat)
+        except IntegrityError as error:
+            in_vain = collision_of(error) == collision_of(failure)
+            if not in_vain:
+                raise
+        # The same again: what migrate would have raised is the first one.
+        raise failure
 
     def _repeat(self) -> Any:
         if self.inside:
@@ -152,7 +160,9 @@ class Repair:
             why_not = self._treat(error, collision)
         except Error as obstacle:
             why_not = f"Could not heal {collision.table}: {obstacle_of(obstacle)}"
-        self.explain(error, why_not or "")
+        # A vain repeat's error will not be the one that gets out.
+        is_the_same = collision == collision_of(self.first)
+        self.explain(self.first if is_the_same else error, why_not or "")
         return why_not is None
 
     def _treat(self, error: BaseException, collision: Collision) -> str | None:

@@ -118,6 +118,8 @@ class Insert:
         position = self._position(column, columns)
         return position is None or position in self.ever_default
 
+    calls_for_look = leaves
+
     def names(self, column: str, columns: tuple[str, ...]) -> bool:
         """Tell whether any row gives a value of its own for ``column``."""
         position = self._position(column, columns)
@@ -133,10 +135,14 @@ class Insert:
 
 @dataclass(frozen=True)
 class Change:
-    """One UPDATE or DELETE: its table, quoted, and the columns that it sets."""
+    """One UPDATE, DELETE or TRUNCATE: its table, quoted, and the columns that an UPDATE sets."""
 
     table: str
     columns: tuple[str, ...] = ()
+
+    def calls_for_look(self, column: str, columns: tuple[str, ...]) -> bool:
+        """Tell whether ``column`` of its rows is gone after it, and might be given once more."""
+        return column in columns and not self.columns
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,11 @@ class Statement:
     may_write_elsewhere: bool = False
     controls_transaction: bool = False
     never_in_autocommit: bool = False
+
+    @property
+    def targets(self) -> tuple[Insert | Change, ...]:
+        """The tables that it names, with what it does to them."""
+        return (*self.inserts, *self.changes)
 
     def __or__(self, other: Statement) -> Statement:
         return Statement(
@@ -425,6 +436,8 @@ class _Reader:
             self._skip("only")
             table = self._name()
             return Change(table) if table else None
+        if self._take("then", "delete"):
+            return Change(merged) if merged else None
         if self._take("then", "update", "set"):
             return Change(merged, self._assignments()) if merged else None
         if inserts and self._peek(-1).text == "do" and self._take("update", "set"):
@@ -491,7 +504,11 @@ class _Reader:
         self._skip("global", "local", "temporary", "temp", "unlogged", "unique")
         if self._take("index"):
             return Statement()
-        if verb == "truncate" or not self._take("table"):
+        is_of_tables = self._take("table")
+        if verb == "truncate":
+            self._skip("only")
+            return Statement(ends_trust=True, changes=tuple(map(Change, self._names())))
+        if not is_of_tables:
             return Statement(ends_trust=True)
         self._skip("if", "not", "exists", "only")
         names = self._names()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .sequences import IDLE, transaction_status
-from .statements import bare_name
+from .statements import Insert, bare_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .catalogue import Sequence, Table
-    from .statements import Creation, Insert, Statement
-
-ANY_TRIGGERS = """
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
-        OR EXISTS (SELECT FROM pg_catalog.pg_class WHERE relhasrules AND oid >= 16384)
-"""
+    from .statements import Change, Creation, Statement
 
 
 class Trust:
@@ -42,7 +37,6 @@ class Trust:
         self._is_unsure = False
         self._is_watched = False
         self._is_committed = False
-        self._any_triggers: bool | None = None
 
     def __iter__(self) -> Iterator[Table]:
         return iter(self._tables.values())
@@ -60,19 +54,16 @@ class Trust:
     def rely_on(self, name: str) -> None:
         self._trusted.add(self._key(name))
 
-    def needs_look(self, insert: Insert) -> bool:
-        """Tell whether the INSERT leaves a key to a sequence that wasn't looked at yet."""
-        if newborn := self._newborn.get(self._key(insert.table)):
-            return newborn.is_named_by(insert)
-        table = self.get(insert.table)
+    def needs_look(self, target: Insert | Change) -> bool:
+        """Tell whether it draws from, or takes keys of, a sequence that wasn't looked at yet."""
+        key = self._key(target.table)
+        if newborn := self._newborn.get(key):
+            return isinstance(target, Insert) and newborn.is_named_by(target)
+        table = self._tables.get(key)
         return table is None or (
-            self._key(insert.table) not in self._trusted
-            and any(insert.leaves(column, table.columns) for column in table.fed)
+            key not in self._trusted
+            and any(target.calls_for_look(column, table.columns) for column in table.fed)
         )
-
-    def knows(self, name: str) -> bool:
-        key = self._key(name)
-        return key in self._tables or key in self._newborn
 
     def may_write_elsewhere(self, name: str) -> bool:
         """Tell whether a write to a table that is known may insert into another."""
@@ -80,14 +71,6 @@ class Trust:
             return False
         table = self.get(name)
         return table is None or table.has_triggers or table.is_view
-
-    def has_any_triggers(self) -> bool:
-        """Tell whether any table of the database has a trigger or rule of somebody's."""
-        if self._any_triggers is None:
-            with self.connection.cursor() as cursor:
-                cursor.execute(ANY_TRIGGERS)
-                self._any_triggers = bool(cursor.fetchone()[0])
-        return self._any_triggers
 
     def catch_up(self) -> bool:
         """Forget what may not hold any more; tell whether no transaction is open."""
@@ -117,7 +100,6 @@ class Trust:
         self._tables.clear()
         self._trusted.clear()
         self._newborn.clear()
-        self._any_triggers = None
 
     def _forget(self, names: frozenset[str]) -> None:
         if names:

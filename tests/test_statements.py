@@ -224,7 +224,6 @@ def test_a_foreign_key_changes_no_sequence(sql: str, is_harmless: bool) -> None:
         "ALTER TABLE a SET SCHEMA b",
         "ALTER TABLE a ATTACH PARTITION b DEFAULT",
         "ALTER TABLE a ALTER b SET DEFAULT nextval('c')",
-        "TRUNCATE a",
         "DROP SCHEMA s CASCADE",
         "CREATE TRIGGER x BEFORE INSERT ON t EXECUTE FUNCTION f()",
         "SET search_path = x",
@@ -235,6 +234,12 @@ def test_a_foreign_key_changes_no_sequence(sql: str, is_harmless: bool) -> None:
 )
 def test_what_ends_the_trust(sql: str) -> None:
     assert read(sql) == Statement(ends_trust=True)
+
+
+def test_truncate_takes_keys() -> None:
+    assert read("TRUNCATE TABLE ONLY a, s.b RESTART IDENTITY") == Statement(
+        changes=(Change('"a"'), Change('"s"."b"')), ends_trust=True
+    )
 
 
 def test_several_statements() -> None:
