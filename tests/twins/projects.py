@@ -734,7 +734,7 @@ class _Author:
         self.result.takes_back = True
         self.say("with transaction.atomic():")
         self.depth += 1
-        self.say("sid = transaction.savepoint()")
+        self.say("sid = getattr(transaction, "savepoint_create", transaction.savepoint)()")
         self.action()
         self.say(
             self.pick(("transaction.savepoint_rollback(sid)", "transaction.set_rollback(True)"))
