@@ -60,6 +60,7 @@ FORMS = (
     "UPDATE {table} SET label = label || '{one}'",
     """DELETE FROM {table} WHERE {pk} = (
            SELECT min({pk}) FROM {table} HAVING min({pk}) < max({pk}))""",
+    "DELETE FROM {table} WHERE {pk} = (SELECT max({pk}) FROM {table})",
     "INSERT INTO {table} ({pk}, label) VALUES (DEFAULT, '{one}'), ({key}, '{two}')",
     KEY_CHANGE,
 )
@@ -734,7 +735,7 @@ class _Author:
         self.result.takes_back = True
         self.say("with transaction.atomic():")
         self.depth += 1
-        self.say("sid = getattr(transaction, "savepoint_create", transaction.savepoint)()")
+        self.say("sid = getattr(transaction, 'savepoint_create', transaction.savepoint)()")
         self.action()
         self.say(
             self.pick(("transaction.savepoint_rollback(sid)", "transaction.set_rollback(True)"))
