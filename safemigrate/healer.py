@@ -68,6 +68,8 @@ class Healer:
         many: bool,  # noqa: FBT001 - as Django calls it
         context: dict[str, Any],
     ) -> Any:
+        if not many and self._trust.lets_pass(sql):
+            return self._send_routine(execute, sql, params, context)
         if not self._can_look(context):
             # In a failed transaction this is the rollback to a savepoint, past looks of ours.
             self._trust.learn(self._read(sql), is_done=False)
@@ -80,24 +82,45 @@ class Healer:
                 self._settle_debts()
             statement = self._read(sql)
             is_guarded = self._prepare(statement)
-        attempt = Attempt(
-            send=partial(execute, sql, params, many, context),
-            statement=statement,
-            is_guarded=is_guarded,
-            may_repeat_in_autocommit=not (
-                statement.never_in_autocommit
-                or statement.controls_transaction
-                # psycopg2 sends, and so commits, the rows of executemany() one by one.
-                or (many and not hasattr(self.connection.connection, "pgconn"))
-            ),
-        )
+        send = partial(execute, sql, params, many, context)
         is_done = False
         try:
-            result = self._send(attempt)
+            result = self._send(self._attempt(send, statement, is_guarded=is_guarded, many=many))
             is_done = True
         finally:
             self._trust.learn(statement, is_done=is_done)
+        self._trust.let_pass(sql, statement)
         return result
+
+    def _send_routine(
+        self, execute: Execute, sql: str, params: Any, context: dict[str, Any]
+    ) -> Any:
+        try:
+            return execute(sql, params, False, context)
+        except IntegrityError as error:
+            failure = error
+        send = partial(execute, sql, params, False, context)
+        with self._among_ourselves():
+            return self._mend(failure, self._attempt(send, read(sql)))
+
+    def _attempt(
+        self,
+        send: Callable[[], Any],
+        statement: Statement,
+        *,
+        is_guarded: bool = False,
+        many: bool = False,
+    ) -> Attempt:
+        # psycopg2 sends, and so commits, the rows of executemany() one by one.
+        is_piecemeal = many and not hasattr(self.connection.connection, "pgconn")
+        return Attempt(
+            send=send,
+            statement=statement,
+            is_guarded=is_guarded,
+            may_repeat_in_autocommit=not (
+                is_piecemeal or statement.never_in_autocommit or statement.controls_transaction
+            ),
+        )
 
     def _send(self, attempt: Attempt) -> Any:
         try:

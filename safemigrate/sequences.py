@@ -124,7 +124,7 @@ SETTINGS = """
            pg_catalog.set_config('jit', 'off', true)
 """
 SAVEPOINT = "safemigrate"
-IDLE, FAILED = 0, 3
+IDLE, IN_TRANSACTION, FAILED = 0, 2, 3
 PSYCOPG2_READY = 1
 
 
@@ -153,7 +153,7 @@ def own_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 
 def transaction_status(connection: BaseDatabaseWrapper) -> int:
-    """Ask libpq, without sending anything, for IDLE, 2 (in a transaction) or FAILED."""
+    """Ask libpq, without sending anything, for IDLE, IN_TRANSACTION or FAILED."""
     return int(connection.connection.info.transaction_status)
 
 

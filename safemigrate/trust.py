@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .sequences import IDLE, transaction_status
-from .statements import Insert, bare_name
+from .sequences import IDLE, IN_TRANSACTION, transaction_status
+from .statements import CACHED_LENGTH, Insert, bare_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from .catalogue import Sequence, Table
     from .statements import Change, Creation, Statement
+
+# So many texts of a run are known to be routine at a time.
+ROUTINES = 1_000
 
 
 class Trust:
@@ -32,6 +35,8 @@ class Trust:
         # Tables that this run has created: empty, and not known otherwise as long as they are
         # numbered by their sequences alone.
         self._newborn: dict[str, Creation] = {}
+        # Texts that, as things are known, need no look and no guard, and teach nothing.
+        self._routine: set[str] = set()
         # What the current transaction has redefined, and whether it may have changed anything.
         self._redefined: frozenset[str] = frozenset()
         self._is_unsure = False
@@ -48,7 +53,47 @@ class Trust:
     def get(self, name: str) -> Table | None:
         return self._tables.get(self._key(name))
 
+    def lets_pass(self, sql: Any) -> bool:
+        """Tell, at the cost of a microsecond, whether ``sql`` is known to be mere routine."""
+        driver = self.connection.connection
+        return (
+            isinstance(sql, str)
+            and self._key(sql) in self._routine
+            and driver is self._driver
+            and driver.info.transaction_status == IN_TRANSACTION
+        )
+
+    def let_pass(self, sql: Any, statement: Statement) -> None:
+        """From now on let ``sql`` pass, if it is routine."""
+        if isinstance(sql, str) and len(sql) <= CACHED_LENGTH and self._is_routine(statement):
+            if len(self._routine) > ROUTINES:
+                self._routine.clear()
+            self._routine.add(self._key(sql))
+
+    def _is_routine(self, statement: Statement) -> bool:
+        return not (
+            statement.ends_trust
+            or statement.redefines
+            or statement.may_write_elsewhere
+            or statement.controls_transaction
+            or any(self.needs_look(target) for target in statement.targets)
+            or any(self.may_write_elsewhere(target.table) for target in statement.targets)
+            or any(self._names_key(insert) for insert in statement.inserts)
+            or any(self._sets_key(change) for change in statement.changes)
+        )
+
+    def _names_key(self, insert: Insert) -> bool:
+        table = self.get(insert.table)
+        fed = table.fed if table else ()
+        return table is not None and any(insert.names(each, table.columns) for each in fed)
+
+    def _sets_key(self, change: Change) -> bool:
+        fed = {column for table in self._tables.values() for column in table.fed}
+        fed.update(column for newborn in self._newborn.values() for column in newborn.fed)
+        return not fed.isdisjoint(change.columns)
+
     def remember(self, name: str, table: Table) -> None:
+        self._routine.clear()
         self._tables[self._key(name)] = table
 
     def rely_on(self, name: str) -> None:
@@ -97,12 +142,14 @@ class Trust:
         self._is_committed = True
 
     def forget_all(self) -> None:
+        self._routine.clear()
         self._tables.clear()
         self._trusted.clear()
         self._newborn.clear()
 
     def _forget(self, names: frozenset[str]) -> None:
         if names:
+            self._routine.clear()
             for key in [key for key in self._tables if bare_name(key) in names]:
                 del self._tables[key]
                 self._trusted.discard(key)
@@ -122,6 +169,7 @@ class Trust:
             self._watch()
         self._learn_of_keys(statement)
         if is_done and statement.creates:
+            self._routine.clear()
             self._newborn[self._key(statement.creates.table)] = statement.creates
 
     def _surviving(self, statement: Statement) -> dict[str, Creation]:
@@ -142,6 +190,7 @@ class Trust:
                 for insert in statement.inserts
             ) or any(newborn.fed.intersection(change.columns) for change in statement.changes):
                 del self._newborn[key]
+                self._routine.clear()
         for insert in statement.inserts:
             if table := self.get(insert.table):
                 self._distrust(
@@ -159,6 +208,7 @@ class Trust:
 
     def _distrust(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
+            self._routine.clear()
             self._trusted -= {
                 key
                 for key in self._trusted
