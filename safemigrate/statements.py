@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from itertools import pairwise
 from operator import or_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,13 +211,13 @@ def read(sql: str) -> Statement:
     return _read_and_remember(sql) if len(sql) <= CACHED_LENGTH else _read(sql)
 
 
+@lru_cache(maxsize=512)
 def bare_name(table: str) -> str:
     """Return a table's own name from a quoted one, without its schema and quotes."""
     return _unquoted(list(_tokens(table))[-1])
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
 
