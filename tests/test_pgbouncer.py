@@ -37,6 +37,8 @@ listen_port = {port}
 unix_socket_dir = {folder}
 auth_type = any
 pool_mode = transaction
+server_login_retry = 1
+client_login_timeout = 120
 default_pool_size = 2
 {user}
 """
