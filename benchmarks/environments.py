@@ -51,14 +51,17 @@ def virtualenv(python: str, name: str, requirements: list[str]) -> str:
     return str(inside)
 
 
-def django_source(version: str) -> Path:
-    """Return the folder of Django's newest source release of ``version``, such as 5.2."""
+def django_source(version: str, python: str = sys.executable) -> Path:
+    """Return the folder of Django's newest source release of ``version``, such as 5.2.
+
+    pip sees those only that ``python`` is new enough for.
+    """
     folder = CACHE / f"django-{version}"
     if not folder.exists():
         with tempfile.TemporaryDirectory() as download:
             wanted = f"django=={version}.*"
             options = ["-q", "--no-binary", ":all:", "--no-deps", "--dest", download]
-            run([sys.executable, "-m", "pip", "download", *options, wanted])
+            run([python, "-m", "pip", "download", *options, wanted])
             (archive,) = Path(download).glob("*.tar.gz")
             unpack(archive, folder)
     return folder

@@ -121,7 +121,7 @@ def main() -> int:
                 python = virtualenv(
                     options.python, f"storm-{driver}", [*OTHERS_NEED, *DRIVERS[driver]]
                 )
-                source = _source(version, options.source)
+                source = _source(version, options.source, options.python)
                 suite = Suite(source, python, settings)
                 problems += _compare(f"Django {version}, {driver}", suite, options)
     print("No test fails that doesn't fail on migrate." if not problems else f"{problems} differ.")
@@ -148,9 +148,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _source(version: str, given: Path | None) -> Path:
+def _source(version: str, given: Path | None, python: str) -> Path:
     if given is None:
-        return django_source(version)
+        return django_source(version, python)
     if given.is_dir():
         return given.resolve()
     folder = CACHE / given.name.removesuffix(".tar.gz")
