@@ -14,14 +14,17 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environments import ROOT, server
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.environments import ROOT, server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.zoo import Shape
+    from tests.support.zoo import Shape
 
 # Ownership decides, max() of an empty table is 1, and any sequence goes where max() is.
 FIXING_SEQUENCES = """
@@ -71,7 +74,7 @@ def by_django() -> list[str]:
     from django.core.management.color import no_style
     from django.db import connection, models
 
-    from tests.databases import rows
+    from tests.support.databases import rows
 
     found = []
     for number, (table, column) in enumerate(rows(COLUMNS)):
@@ -85,7 +88,7 @@ def by_django() -> list[str]:
 
 
 def by_the_wiki() -> list[str]:
-    from tests.databases import rows
+    from tests.support.databases import rows
 
     return [sql for (sql,) in rows(FIXING_SEQUENCES)]
 
@@ -94,7 +97,7 @@ def outcome(shape: Shape) -> str:
     """Draw what the application would be given next, and say what to think of it."""
     from django.db import Error, transaction
 
-    from tests.databases import next_value, rows, value
+    from tests.support.databases import next_value, rows, value
 
     schema, name = shape.sequence.split(".")
     (quoted,) = rows("SELECT format('%%I.%%I', %s::text, %s::text)", [schema, name])[0]
@@ -120,7 +123,7 @@ def outcome(shape: Shape) -> str:
 def _try(sql: str) -> None:
     from django.db import Error
 
-    from tests.databases import execute
+    from tests.support.databases import execute
 
     try:
         execute(sql)
@@ -129,7 +132,7 @@ def _try(sql: str) -> None:
 
 
 def run(method: Callable[[], list[str]], databases: Any) -> dict[str, str]:
-    from tests.zoo import HEALED, LEFT_ALONE, RIGHT, populate
+    from tests.support.zoo import HEALED, LEFT_ALONE, RIGHT, populate
 
     with databases.bound("default"):
         populate()
@@ -147,8 +150,8 @@ def main(settings: dict[str, Any]) -> int:
         DATABASES={"default": settings}, INSTALLED_APPS=["safemigrate", "tests.app"], USE_TZ=True
     )
     django.setup()
-    from tests.databases import Databases
-    from tests.zoo import HEALED, LEFT_ALONE, RIGHT
+    from tests.support.databases import Databases
+    from tests.support.zoo import HEALED, LEFT_ALONE, RIGHT
 
     with Databases() as databases:
         methods = (by_safemigrate, by_django, by_the_wiki)

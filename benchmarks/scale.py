@@ -22,7 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from environments import ROOT, server
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.environments import ROOT, server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +35,7 @@ BATCH = 500
 
 
 def make_tables() -> None:
-    from tests.databases import execute
+    from tests.support.databases import execute
 
     for start in range(0, TABLES, BATCH):
         execute(
@@ -124,7 +126,7 @@ def main(settings: dict[str, Any]) -> int:
     django.setup()
     from django.db import connection
 
-    from tests.databases import Databases
+    from tests.support.databases import Databases
 
     results: dict[str, list[Measure]] = {"--check": [], "one by one": []}
     with Databases() as databases, databases.bound("default"):

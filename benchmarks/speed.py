@@ -29,7 +29,9 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from environments import ROOT, server
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.environments import ROOT, server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

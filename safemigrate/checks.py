@@ -8,7 +8,7 @@ from django.core import checks, management
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from .survey import current_schemas, sequences_in, survey
+from safemigrate.sequences.sweep import current_schemas, sequences_in, survey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,7 +11,7 @@ from .signals import sequence_resynced
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .sequences import Finding
+    from safemigrate.sequences.state import Finding
 
 logger = logging.getLogger("safemigrate")
 # Without a handler of the project's own, logging would print our warnings a second time.

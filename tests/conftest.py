@@ -13,10 +13,10 @@ import django
 import pytest
 from django.db import connection, connections
 
-pytest.register_assert_rewrite("tests.project")
+pytest.register_assert_rewrite("tests.support.project")
 
-from tests.databases import Databases  # noqa: E402 - after the line above
-from tests.project import Law, Project  # noqa: E402
+from tests.support.databases import Databases  # noqa: E402 - after the line above
+from tests.support.project import Law, Project  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

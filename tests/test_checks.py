@@ -12,10 +12,10 @@ from django.core.management import BaseCommand, call_command
 from django.test.utils import CaptureQueriesContext
 
 from safemigrate.checks import check_command, check_sequences
-from tests.databases import behind, execute, put_behind
+from tests.support.databases import behind, execute, put_behind
 
 if TYPE_CHECKING:
-    from tests.project import Project
+    from tests.support.project import Project
 
 
 def test_our_own_command() -> None:

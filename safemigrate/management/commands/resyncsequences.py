@@ -32,8 +32,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate.management.commands.safemigrate import whole_number
-from safemigrate.sequences import Status, Terms
-from safemigrate.survey import (
+from safemigrate.sequences.state import Status, Terms
+from safemigrate.sequences.sweep import (
     all_schemas,
     current_schemas,
     sequences_in,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.sequences import Finding
+    from safemigrate.sequences.state import Finding
 
 HEADINGS = ("Sequence", "Column", "Next value", "Largest key", "")
 NUMERIC = (2, 3)

@@ -17,9 +17,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.healing import Note, Report, Resync, healing, resync_first
-from safemigrate.lock import LockError, Turn, turn
-from safemigrate.wait import wait_for_database
+from safemigrate.heal.block import Note, Report, Resync, healing, resync_first
+from safemigrate.locking.lock import LockError, Turn, turn
+from safemigrate.locking.wait import wait_for_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,1 @@
+"""Migrate on: sweep first, recheck what the run disturbs, retry what failed."""

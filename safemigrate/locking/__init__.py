@@ -1,0 +1,1 @@
+"""One run migrates a database; the others wait for it, and for the server."""

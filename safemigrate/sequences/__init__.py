@@ -1,0 +1,1 @@
+"""What feeds a key, whether it is behind, and how it is moved."""

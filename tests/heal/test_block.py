@@ -1,0 +1,349 @@
+"""``safemigrate.healing()`` by itself: for imports, loaddata and scripts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.contrib.auth.models import Group
+from django.core import serializers
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, IntegrityError, OperationalError, connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import errors, is_psycopg3
+from django.test import override_settings
+from django.utils.connection import ConnectionDoesNotExist
+
+import safemigrate
+from safemigrate.heal.collisions import Collision, collision_of
+from safemigrate.heal.healer import Healer
+from safemigrate.signals import sequence_resynced
+from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.project import Project
+
+
+@pytest.fixture
+def groups(project: Project) -> Iterator[None]:
+    """Make a database with three groups, and their sequence behind them."""
+    project.migrate("auth")
+    execute("INSERT INTO auth_group (name) VALUES ('a'), ('b'), ('c')")
+    put_behind("auth_group")
+    yield
+    assert not any(isinstance(each, Healer) for each in connection.execute_wrappers)
+
+
+@pytest.fixture
+def functions(groups: None) -> None:
+    """Give the database a function that inserts: what it collides with can't be looked at first."""
+    execute(
+        "CREATE FUNCTION add_group(name text) RETURNS int LANGUAGE sql AS"
+        " $$ INSERT INTO auth_group (name) VALUES (name) RETURNING id $$"
+    )
+
+
+def test_the_report(groups: None) -> None:
+    told: list[Any] = []
+    with safemigrate.healing(tell=told.append) as report:
+        Group.objects.create(name="new")
+        Group.objects.create(name="newer")
+    assert (
+        report.resyncs
+        == told
+        == [
+            safemigrate.Resync(
+                using="default",
+                schema="public",
+                table="auth_group",
+                column="id",
+                sequence="auth_group_id_seq",
+                before=1,
+                after=4,
+            )
+        ]
+    )
+    assert str(told[0]) == "Resynced public.auth_group_id_seq from 1 to 4 for auth_group.id"
+    assert rows("SELECT id FROM auth_group ORDER BY id") == [(n,) for n in range(1, 6)]
+
+
+def test_the_signal_and_the_log_carry_the_record(
+    groups: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = []
+
+    def hear(sender: Any, using: str, record: safemigrate.Resync, **kwargs: Any) -> None:
+        heard.append((sender, using, record))
+        raise ZeroDivisionError("a receiver's own trouble stops nothing")
+
+    sequence_resynced.connect(hear)
+    try:
+        with caplog.at_level(logging.INFO, "safemigrate"), safemigrate.healing() as report:
+            Group.objects.create(name="new")
+    finally:
+        sequence_resynced.disconnect(hear)
+    assert heard == [(safemigrate.Resync, "default", report.resyncs[0])]
+    (record,) = [each for each in caplog.records if each.name == "safemigrate"]
+    assert asdict(report.resyncs[0]).items() <= vars(record).items()
+
+
+def test_a_repeated_statement_is_reported(functions: None) -> None:
+    with safemigrate.healing() as report:
+        assert value("SELECT add_group('new')") > 3
+    assert [each.repeated for each in report.resyncs] == [True]
+
+
+def test_loaddata_of_objects_without_keys(groups: None) -> None:
+    data = '[{"model": "auth.group", "fields": {"name": "loaded"}}]'
+    with safemigrate.healing():
+        for each in serializers.deserialize("json", data):
+            each.save()
+    assert Group.objects.get(name="loaded").pk == 4
+
+
+def test_using_one_alias_only(groups: None) -> None:
+    with safemigrate.healing("other"), pytest.raises(IntegrityError):
+        Group.objects.create(name="new")
+    with pytest.raises(ConnectionDoesNotExist), safemigrate.healing("nonsense"):
+        raise AssertionError("not reached")
+
+
+def test_inside_a_transaction_of_the_callers(groups: None) -> None:
+    with transaction.atomic():
+        with safemigrate.healing() as report:
+            Group.objects.create(name="new")
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Group.objects.create(pk=1, name="taken")
+    assert len(report.resyncs) == 1
+    assert Group.objects.filter(name="new").exists()
+
+
+def test_one_inside_another(groups: None) -> None:
+    with safemigrate.healing() as outer:
+        with safemigrate.healing(max_retries=0, heal=False) as inner:
+            Group.objects.create(name="new")
+        assert inner.resyncs == outer.resyncs
+        put_behind("auth_group")
+        Group.objects.create(name="newer")
+    assert (len(inner.resyncs), len(outer.resyncs)) == (1, 2)
+
+
+def noop(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    return execute(sql, params, many, context)
+
+
+def test_the_wrappers_of_others_stay(groups: None) -> None:
+    with connection.execute_wrapper(noop):
+        before = list(connection.execute_wrappers)
+        with pytest.raises(IntegrityError), safemigrate.healing():  # noqa: PT012
+            connection.execute_wrappers.append(noop)
+            Group.objects.create(name="new")
+            Group.objects.create(pk=1, name="taken")
+        assert connection.execute_wrappers == [*before, noop]
+        connection.execute_wrappers.pop()
+
+
+def test_a_wrapper_that_leaves_before_us_takes_ours(groups: None) -> None:
+    """``execute_wrapper`` pops the last one, whichever it is: nothing of ours may break of it."""
+    other = connection.execute_wrapper(noop)
+    with other:
+        with safemigrate.healing():
+            connection.execute_wrappers.pop()
+        assert connection.execute_wrappers == [noop]
+
+
+def test_autocommit_off_is_left_alone(groups: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    connection.close()
+    with pytest.raises(IntegrityError), safemigrate.healing() as report:
+        Group.objects.create(name="new")
+    connection.rollback()
+    connection.close()
+    assert report.resyncs == []
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", True)
+    assert next_value("auth_group_id_seq") == 2
+
+
+def test_a_mirror_is_told_of_once(groups: None) -> None:
+    mirrored = connections["other"]
+    connections["other"] = connection  # as Django's test runner does for TEST: {"MIRROR": …}
+    try:
+        with safemigrate.healing() as report:
+            Group.objects.create(name="new")
+    finally:
+        connections["other"] = mirrored
+    assert len(report.resyncs) == 1
+
+
+def test_parameters_bound_by_the_server(functions: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", is_psycopg3)
+    if not is_psycopg3:
+        monkeypatch.delitem(connection.settings_dict["OPTIONS"], "server_side_binding")
+    connection.close()
+    with safemigrate.healing() as report:
+        with transaction.atomic():
+            Group.objects.create(name="new")
+        put_behind("auth_group")
+        execute("SELECT add_group(%s)", ["newer"])
+    connection.close()
+    assert [each.repeated for each in report.resyncs] == [False, True]
+
+
+def test_settings_are_checked_before_anything(groups: None) -> None:
+    with (
+        override_settings(SAFEMIGRATE_MAX_RETRIES="3"),
+        pytest.raises(ImproperlyConfigured, match="SAFEMIGRATE_MAX_RETRIES must be"),
+        safemigrate.healing(),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_an_alias_that_can_not_be_loaded_is_skipped(groups: None) -> None:
+    databases = {**connections.settings, "broken": {"ENGINE": "no.such.engine"}}
+    connections.settings["broken"] = databases["broken"]
+    try:
+        with safemigrate.healing():
+            Group.objects.create(name="new")
+        with pytest.raises(ImproperlyConfigured), safemigrate.healing("broken"):
+            raise AssertionError("not reached")
+    finally:
+        del connections.settings["broken"]
+
+
+def disguise(change: Callable[[IntegrityError], IntegrityError]) -> Any:
+    """Wrap statements so that their IntegrityErrors look otherwise."""
+
+    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        try:
+            return execute(sql, params, many, context)
+        except IntegrityError as error:
+            changed = change(error)
+            raise changed from (error.__cause__ if changed is error else changed.__cause__)
+
+    return wrapper
+
+
+def in_japanese(error: IntegrityError) -> IntegrityError:
+    error.args = ("重複したキー値は一意性制約に違反しています",)
+    return error
+
+
+def without_diagnostics(error: IntegrityError) -> IntegrityError:
+    bare = IntegrityError(*error.args)
+    bare.__cause__ = errors.UniqueViolation(*error.args)
+    return bare
+
+
+def without_a_cause(error: IntegrityError) -> IntegrityError:
+    return IntegrityError(*error.args)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("change", [in_japanese, without_diagnostics, without_a_cause])
+def test_the_error_is_asked_and_its_text_the_last_resort(
+    functions: None, change: Any, atomic: bool
+) -> None:
+    with safemigrate.healing() as report, connection.execute_wrapper(disguise(change)):
+        if atomic:
+            with transaction.atomic():
+                execute("SELECT add_group('new')")
+        else:
+            execute("SELECT add_group('new')")
+    assert [each.repeated for each in report.resyncs] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('unique constraint "app_tag_pkey"', Collision(None, "app_tag", "app_tag_pkey")),
+        ('constraint "My ""odd"" one_pkey"', Collision(None, 'My "odd" one', 'My "odd" one_pkey')),
+        ('unique constraint "app_tag_name_uniq"', None),
+        ("nothing", None),
+    ],
+)
+def test_the_last_resort(text: str, found: Collision | None) -> None:
+    assert collision_of(IntegrityError(text)) == found
+
+
+def test_other_violations_are_not_collisions(functions: None) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        execute("INSERT INTO auth_group (id, name) VALUES (NULL, 'app_pkey')")
+    assert collision_of(caught.value) is None
+
+
+def test_an_unguarded_collision_is_resynced_after_the_rollback(groups: None) -> None:
+    """Another session puts the sequence of a trusted table behind: nothing can be repeated."""
+    with (  # noqa: PT012
+        pytest.raises(IntegrityError) as caught,
+        safemigrate.healing() as report,
+        transaction.atomic(),
+    ):
+        Group.objects.create(name="trusted")
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        Group.objects.create(name="collides")
+    assert behind() == []
+    assert [each.after for each in report.resyncs] == [4, 4]
+    assert [note.is_fatal for note in report.notes] == [True]
+    assert "was behind and is right now: run the command again" in report.notes[0].text
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == [f"safemigrate: {report.notes[0].text}"]
+
+
+def test_an_unguarded_collision_that_is_caught(groups: None) -> None:
+    with safemigrate.healing() as report, transaction.atomic():
+        Group.objects.create(name="trusted")
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Group.objects.create(name="collides")
+        Group.objects.create(name="goes on")
+    assert report.notes == []
+    assert Group.objects.get(name="goes on").pk == 5
+
+
+def elsewhere(sql: str) -> None:
+    """Send a statement in another session of the same database."""
+    other = connections["other"]
+    with binding("other", connection.settings_dict["NAME"]), other.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def test_a_table_that_is_locked_does_not_hold_the_look(groups: None) -> None:
+    """The look gives up after its own second; the INSERT waits as it always would."""
+    other = connections["other"]
+    with (
+        binding("other", connection.settings_dict["NAME"]),
+        transaction.atomic(using="other"),
+        other.cursor() as cursor,
+    ):
+        cursor.execute("LOCK TABLE auth_group IN ACCESS EXCLUSIVE MODE")
+        execute("SET lock_timeout = '1500ms'")
+        with pytest.raises(OperationalError), safemigrate.healing() as report:
+            Group.objects.create(name="new")
+    assert "was locked for longer than 1 s" in report.notes[0].text
+
+
+def test_a_connection_that_is_lost_is_lost(groups: None) -> None:
+    """The look meets the dead connection first: what gets out is what plain migrate would say."""
+    pid = value("SELECT pg_backend_pid()")
+    elsewhere(f"SELECT pg_terminate_backend({pid}, 5000)")
+    with pytest.raises(Error), safemigrate.healing():
+        Group.objects.create(name="new")
+    connection.close()
+
+
+def test_a_server_side_cursor_passes(groups: None) -> None:
+    with safemigrate.healing(), transaction.atomic():
+        assert [group.pk for group in Group.objects.order_by("pk").iterator()] == [1, 2, 3]
+
+
+def test_a_broken_transaction_passes(groups: None) -> None:
+    with safemigrate.healing(), transaction.atomic():
+        with pytest.raises(Error), connection.cursor() as cursor:
+            cursor.execute("SELECT 1 / 0")
+        with pytest.raises(Error, match="aborted"), connection.cursor() as cursor:
+            cursor.execute("INSERT INTO auth_group (name) VALUES ('x')")
+        transaction.set_rollback(True)

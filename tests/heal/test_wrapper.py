@@ -1,0 +1,525 @@
+"""Every way in which a data migration sends an INSERT, in a transaction and outside of one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import IntegrityError, connection, migrations, models, transaction
+from django.test.utils import CaptureQueriesContext
+
+from tests.support.databases import binding, execute, put_behind, value
+from tests.support.models import create, shop
+from tests.support.project import Law, Project, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ATOMIC = pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
+
+# Django 6.1 calls it otherwise.
+savepoint_create = getattr(transaction, "savepoint_create", None) or transaction.savepoint
+
+# Copies of what a row in app_tag is, into a table that no statement names.
+AUDIT = """
+    CREATE TABLE app_audit (id serial PRIMARY KEY, name text);
+    CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO app_audit (name) VALUES (TG_OP || ' ' || NEW.name);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER audit AFTER INSERT OR UPDATE ON app_tag FOR EACH ROW EXECUTE FUNCTION audit();
+    CREATE FUNCTION add_tag(name text) RETURNS bigint LANGUAGE sql AS $$
+        INSERT INTO app_tag (name) VALUES (name) RETURNING id
+    $$;
+    CREATE FUNCTION add_audit(name text) RETURNS int LANGUAGE sql AS $$
+        INSERT INTO app_audit (name) VALUES (name) RETURNING id
+    $$;
+"""
+
+
+def tags(apps: Any) -> Any:
+    return apps.get_model("app", "Tag").objects
+
+
+def sql(text: Any, params: Any = None) -> Callable[[Any, Any], None]:
+    def send(apps: Any, editor: Any) -> None:
+        with editor.connection.cursor() as cursor:
+            cursor.execute(text, params)
+
+    return send
+
+
+def by_orm(apps: Any, editor: Any) -> None:
+    tags(apps).create(name="new")
+    tags(apps).create(name="newer")
+
+
+def by_bulk_create(apps: Any, editor: Any) -> None:
+    model = apps.get_model("app", "Tag")
+    model.objects.bulk_create([model(name=str(n)) for n in range(5)], batch_size=2)
+
+
+def by_get_or_create(apps: Any, editor: Any) -> None:
+    for name in ("old", "new", "new", "newer"):
+        tags(apps).get_or_create(name=name, defaults={"name": name})
+    tags(apps).update_or_create(name="newest", defaults={"name": "newest"})
+
+
+def in_its_own_atomic(apps: Any, editor: Any) -> None:
+    with transaction.atomic():
+        tags(apps).create(name="outer")
+        with transaction.atomic():
+            tags(apps).create(name="inner")
+
+
+def in_try_except(apps: Any, editor: Any) -> None:
+    try:
+        with transaction.atomic():
+            tags(apps).create(name="tried")
+    except IntegrityError:
+        tags(apps).create(name="should not be needed")
+
+
+def with_a_caught_duplicate(apps: Any, editor: Any) -> None:
+    try:
+        with transaction.atomic():
+            tags(apps).create(id=1, name="taken")
+    except IntegrityError:
+        tags(apps).create(name="instead")
+
+
+def with_savepoints(apps: Any, editor: Any) -> None:
+    with transaction.atomic():
+        kept = savepoint_create()
+        tags(apps).create(name="kept")
+        transaction.savepoint_commit(kept)
+        dropped = savepoint_create()
+        tags(apps).create(name="dropped")
+        transaction.savepoint_rollback(dropped)
+        tags(apps).create(name="after")
+
+
+def with_on_commit(apps: Any, editor: Any) -> None:
+    tags(apps).create(name="before")
+    transaction.on_commit(lambda: execute("INSERT INTO app_tag (name) VALUES ('on commit')"))
+
+
+def several_at_once(apps: Any, editor: Any) -> None:
+    sql("INSERT INTO app_tag (name) VALUES ('a'); INSERT INTO app_tag (name) VALUES ('b')")(
+        apps, editor
+    )
+
+
+WAYS: dict[str, Any] = {
+    "orm": by_orm,
+    "bulk_create": by_bulk_create,
+    "get_or_create": by_get_or_create,
+    "own atomic": in_its_own_atomic,
+    "try": in_try_except,
+    "caught duplicate": with_a_caught_duplicate,
+    "savepoints": with_savepoints,
+    "on_commit": with_on_commit,
+    "several": several_at_once,
+    "lower case": sql("insert into app_tag (name) values ('x')"),
+    "parameters": sql("INSERT INTO app_tag (name) VALUES (%s), (%s)", ["x", "y"]),
+    "comments": sql(
+        "-- first\n/* then /* nested */ this */ INSERT INTO app_tag (name) VALUES ('x')"
+    ),
+    "cte": sql(
+        "WITH new AS (INSERT INTO app_tag (name) VALUES ('x') RETURNING id) SELECT * FROM new"
+    ),
+    "select": sql("INSERT INTO app_tag (name) SELECT name || '!' FROM app_tag ORDER BY id"),
+    "no columns": sql("INSERT INTO app_tag VALUES (DEFAULT, 'x')"),
+    "default": sql("INSERT INTO app_tag (id, name) VALUES (DEFAULT, 'x'), (DEFAULT, 'y')"),
+    "some defaults": sql("INSERT INTO app_tag (id, name) VALUES (DEFAULT, 'x'), (900, 'y')"),
+    "default values": sql("INSERT INTO app_tag DEFAULT VALUES"),
+    "overriding": sql("INSERT INTO app_tag (id, name) OVERRIDING USER VALUE VALUES (1, 'x')"),
+    "alias": sql("INSERT INTO public.app_tag AS t (name) VALUES ('x') RETURNING t.id"),
+    "bytes": sql(b"INSERT INTO app_tag (name) VALUES ('x')"),
+}
+# Those that insert where their text does not tell.
+INDIRECT: dict[str, Any] = {
+    "function": sql("SELECT add_tag('x')"),
+    "function of another": sql("SELECT add_audit('x')"),
+    "update": sql("UPDATE app_tag SET name = name || '!' WHERE id = 1"),
+    "update all": sql("UPDATE app_tag SET name = 'same'"),
+    "do": sql("DO $$ BEGIN INSERT INTO app_tag (name) VALUES ('x'); END $$"),
+}
+# In autocommit a DO block may have committed inside, so it is not repeated.
+NOT_IN_AUTOCOMMIT = {"do"}
+
+
+def old_tags(project: Project, *, triggers: bool = False) -> None:
+    """Three tags with the keys 1 to 3, in a database that is migrated so far."""
+    project.migration(*shop())
+    project.migrate()
+    execute("INSERT INTO app_tag (name) VALUES ('old'), ('older'), ('oldest')")
+    if triggers:
+        execute(AUDIT)
+        execute("INSERT INTO app_audit (name) SELECT 'old' FROM generate_series(1, 4)")
+
+
+@ATOMIC
+@pytest.mark.parametrize("way", WAYS)
+def test_run_python(project: Project, law: Law, way: str, atomic: bool) -> None:
+    old_tags(project)
+    project.migration(run_python(WAYS[way]), atomic=atomic)
+    outcome = law.holds()
+    assert outcome.error is None
+    assert any("app_tag" in notice for notice in outcome.notices)
+
+
+@ATOMIC
+@pytest.mark.parametrize("way", [way for way in (WAYS | INDIRECT) if way not in NOT_IN_AUTOCOMMIT])
+def test_run_python_with_triggers_and_functions(
+    project: Project, law: Law, way: str, atomic: bool
+) -> None:
+    old_tags(project, triggers=True)
+    project.migration(run_python((WAYS | INDIRECT)[way]), atomic=atomic)
+    outcome = law.holds(up_to_keys=True)
+    assert outcome.error is None
+    assert any("app_audit" in notice for notice in outcome.notices)
+
+
+@pytest.mark.parametrize("way", sorted(NOT_IN_AUTOCOMMIT))
+def test_run_python_in_a_transaction_only(project: Project, law: Law, way: str) -> None:
+    old_tags(project, triggers=True)
+    project.migration(run_python(INDIRECT[way]))
+    assert law.holds(up_to_keys=True).error is None
+
+
+@ATOMIC
+@pytest.mark.parametrize("with_commit", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_run_sql(project: Project, law: Law, count: int, with_commit: bool, atomic: bool) -> None:
+    old_tags(project)
+    statements: list[Any] = [f"INSERT INTO app_tag (name) VALUES ('{n}')" for n in range(count)]
+    if with_commit:
+        statements = ["BEGIN", *statements, "COMMIT"]
+    project.migration(
+        migrations.RunSQL("; ".join(statements) + ";"),
+        migrations.RunSQL(statements),
+        migrations.RunSQL([("INSERT INTO app_tag (name) VALUES (%s)", ["bound"])]),
+        atomic=atomic,
+    )
+    outcome = law.holds()
+    if not (with_commit and atomic):
+        assert outcome.error is None
+        assert len(outcome.tables["public.app_tag"]) == 3 + 2 * count + 1
+
+
+def test_composed_statements_are_read(project: Project, law: Law) -> None:
+    from django.db.backends.postgresql.psycopg_any import sql as compose
+
+    def send(apps: Any, editor: Any) -> None:
+        with editor.connection.cursor() as cursor:
+            cursor.execute(
+                compose.SQL("INSERT INTO {} (name) VALUES ({}) ON CONFLICT DO NOTHING").format(
+                    compose.Identifier("app_tag"), compose.Literal("composed")
+                )
+            )
+
+    old_tags(project)
+    project.migration(run_python(send))
+    assert (4, "composed") in law.holds().tables["public.app_tag"]
+
+
+@ATOMIC
+@pytest.mark.parametrize("lazily", [False, True], ids=["list", "generator"])
+@pytest.mark.parametrize("table", ["app_tag", "app_audit"])
+def test_executemany(project: Project, law: Law, table: str, lazily: bool, atomic: bool) -> None:
+    """No row twice, none lost; the collision is on the statement's own table, then elsewhere."""
+
+    def send(apps: Any, editor: Any) -> None:
+        params: Any = [[f"row {n}"] for n in range(5)]
+        with editor.connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO app_tag (name) VALUES (%s)", iter(params) if lazily else params
+            )
+
+    old_tags(project, triggers=table == "app_audit")
+    project.migration(run_python(send), atomic=atomic)
+    driver_commits_each_row = table == "app_audit" and not atomic and not is_psycopg3()
+    if not driver_commits_each_row:
+        assert law.holds(put_back=[table], up_to_keys=table == "app_audit").error is None
+        return
+    put_behind("app_audit")
+    with pytest.raises(IntegrityError):
+        project.migrate(command="safemigrate")
+    assert value("SELECT count(*) FROM app_tag") == 3
+
+
+def is_psycopg3() -> bool:
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)
+
+
+@ATOMIC
+def test_executemany_of_keys_that_are_there(project: Project, law: Law, atomic: bool) -> None:
+    """A genuine duplicate in the middle: the rows before it are what plain migrate leaves."""
+
+    def send(apps: Any, editor: Any) -> None:
+        with editor.connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO app_tag (id, name) VALUES (%s, 'x')", [[50], [51], [1], [52]]
+            )
+
+    old_tags(project)
+    project.migration(run_python(send), atomic=atomic)
+    assert isinstance(law.holds().error, IntegrityError)
+
+
+REPLACED = """
+    ALTER TABLE app_tag RENAME TO app_x;
+    CREATE TABLE app_tag (id serial PRIMARY KEY, name text);
+    INSERT INTO app_tag (id, name) VALUES (1, 'a'), (2, 'b')
+"""
+REPLACED_AFTER_A_COPY = """
+    DROP TABLE app_product, app_product_tags;
+    CREATE TABLE app_other (LIKE app_tag INCLUDING ALL);
+    ALTER TABLE app_other ALTER id DROP IDENTITY IF EXISTS, ALTER id DROP DEFAULT;
+    CREATE SEQUENCE other;
+    ALTER TABLE app_other ALTER id SET DEFAULT nextval('other');
+    INSERT INTO app_other VALUES (1, 'a'), (2, 'b');
+    DROP TABLE app_tag;
+    ALTER TABLE app_other RENAME TO app_tag
+"""
+
+
+@ATOMIC
+@pytest.mark.parametrize("trusted_before", [False, True])
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "INSERT INTO app_tag (id, name) SELECT id + 10, name FROM app_tag",
+        "INSERT INTO app_tag SELECT id + 10, name FROM app_tag",
+        "UPDATE app_tag SET id = id + 10",
+        "ALTER SEQUENCE app_tag_id_seq RESTART",
+        "SELECT setval('app_tag_id_seq', 1, false)",
+        "DO $$ BEGIN PERFORM setval('app_tag_id_seq', 1, false); END $$",
+        REPLACED,
+        REPLACED_AFTER_A_COPY,
+    ],
+)
+def test_a_sequence_that_falls_behind_on_the_way(
+    project: Project, cause: str, trusted_before: bool, atomic: bool
+) -> None:
+    """Plain migrate fails here on any database: the law is read off the rows."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        if trusted_before:
+            tags(apps).create(name="before")
+        execute(cause)
+        tags(apps).create(name="after")
+        sql("INSERT INTO app_tag (name) VALUES ('ignored') ON CONFLICT DO NOTHING")(apps, editor)
+
+    old_tags(project)
+    project.migration(run_python(fill), atomic=atomic)
+    project.migrate(command="safemigrate")
+    largest = value("SELECT max(id) FROM app_tag")
+    assert value("SELECT name FROM app_tag WHERE id = %s", [largest]) == "ignored"
+    assert value("SELECT name FROM app_tag WHERE id = %s", [largest - 1]) == "after"
+
+
+@ATOMIC
+def test_a_rollback_past_the_look_ends_the_trust(project: Project, atomic: bool) -> None:
+    """What was looked at was another table of the same name."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        with transaction.atomic():
+            execute("ALTER TABLE app_tag RENAME TO app_old")
+            execute("CREATE TABLE app_tag (id serial PRIMARY KEY, name text)")
+            tags(apps).create(name="gone")
+            transaction.set_rollback(True)
+        sql("INSERT INTO app_tag (name) VALUES ('x') ON CONFLICT DO NOTHING")(apps, editor)
+
+    old_tags(project)
+    put_behind("app_tag")
+    project.migration(run_python(fill), atomic=atomic)
+    project.migrate(command="safemigrate")
+    assert value("SELECT name FROM app_tag WHERE id = 4") == "x"
+
+
+@ATOMIC
+@pytest.mark.parametrize("update", [False, True], ids=["ignore", "update"])
+def test_bulk_create_loses_and_overwrites_nothing(
+    project: Project, law: Law, update: bool, atomic: bool
+) -> None:
+    def fill(apps: Any, editor: Any) -> None:
+        model = apps.get_model("app", "Tag")
+        how: dict[str, Any] = {"ignore_conflicts": True}
+        if update:
+            how = {"update_conflicts": True, "update_fields": ["name"], "unique_fields": ["id"]}
+        model.objects.bulk_create([model(name=f"new {n}") for n in range(3)], **how)
+
+    old_tags(project)
+    project.migration(run_python(fill), atomic=atomic)
+    rows = law.holds().tables["public.app_tag"]
+    assert rows == [
+        *((n, name) for n, name in enumerate(["old", "older", "oldest"], 1)),
+        *((n + 4, f"new {n}") for n in range(3)),
+    ]
+
+
+@ATOMIC
+@pytest.mark.parametrize(
+    "conflict",
+    ["DO NOTHING", "(id) DO NOTHING", "(id) DO UPDATE SET name = 'overwritten'"],
+)
+def test_on_conflict_by_hand(project: Project, law: Law, conflict: str, atomic: bool) -> None:
+    old_tags(project)
+    project.migration(
+        migrations.RunSQL(f"INSERT INTO app_tag (name) VALUES ('x') ON CONFLICT {conflict}"),
+        atomic=atomic,
+    )
+    assert (4, "x") in law.holds().tables["public.app_tag"]
+
+
+@ATOMIC
+@pytest.mark.parametrize("operation", ["insert", "update", "merge"])
+def test_keys_that_exist_already_are_the_plain_error(
+    project: Project, law: Law, operation: str, atomic: bool
+) -> None:
+    """Also where the sequence is behind; what was committed before is not written again."""
+    if operation == "merge" and connection.pg_version < 150000:  # type: ignore[attr-defined]
+        pytest.skip("MERGE came with PostgreSQL 15")
+    statement = {
+        "insert": "INSERT INTO app_tag (id, name) VALUES (2, 'x')",
+        "update": "UPDATE app_tag SET id = 2 WHERE id = 1",
+        "merge": "MERGE INTO app_tag AS t USING (SELECT 2 AS id) AS s ON false"
+        " WHEN NOT MATCHED THEN INSERT (id, name) VALUES (s.id, 'x')",
+    }[operation]
+    old_tags(project)
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_tag (id, name) VALUES (10, 'committed before')"),
+        migrations.RunSQL(statement),
+        atomic=atomic,
+    )
+    outcome = law.holds()
+    assert isinstance(outcome.error, IntegrityError)
+    assert not any("app_tag" in notice for notice in outcome.notices)
+    with binding("default", law.ill):
+        assert value("SELECT last_value FROM app_tag_id_seq") == 1
+
+
+@ATOMIC
+@pytest.mark.parametrize(
+    "taking",
+    [
+        "DELETE FROM app_tag WHERE id = 3",
+        "DELETE FROM app_tag",
+        "TRUNCATE app_tag CASCADE",
+        "TRUNCATE app_tag RESTART IDENTITY CASCADE",
+    ],
+)
+def test_a_key_that_was_taken_back_is_not_given_again(
+    project: Project, law: Law, taking: str, atomic: bool
+) -> None:
+    """Others may remember it: a sequence that was right would have gone on."""
+    old_tags(project)
+    project.migration(
+        migrations.RunSQL(taking),
+        migrations.RunSQL("INSERT INTO app_tag (name) VALUES ('new')"),
+        atomic=atomic,
+    )
+    assert law.holds().error is None
+
+
+VIEW = "CREATE VIEW app_view AS SELECT id, name AS label FROM app_tag WHERE name <> ''"
+
+
+@ATOMIC
+def test_through_a_view_nothing_is_lost(project: Project, law: Law, atomic: bool) -> None:
+    old_tags(project)
+    execute(VIEW)
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_view (label) VALUES ('x') ON CONFLICT DO NOTHING"),
+        atomic=atomic,
+    )
+    assert (4, "x") in law.holds().tables["public.app_tag"]
+
+
+@ATOMIC
+def test_through_a_view_a_duplicate_is_genuine(project: Project, law: Law, atomic: bool) -> None:
+    old_tags(project)
+    execute(VIEW)
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_view (id, label) VALUES (2, 'x')"), atomic=atomic
+    )
+    assert isinstance(law.holds().error, IntegrityError)
+    with binding("default", law.ill):
+        assert value("SELECT last_value FROM app_tag_id_seq") == 1
+
+
+@ATOMIC
+def test_a_failed_statement_leaves_the_transaction_failed(
+    project: Project, law: Law, atomic: bool
+) -> None:
+    """Code that goes on after an error fares as it does under plain migrate."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        with suppress(IntegrityError):
+            execute("INSERT INTO app_audit (name) VALUES (NULL)")
+        with suppress(IntegrityError):
+            execute("INSERT INTO app_tag (name) VALUES ('after')")
+
+    old_tags(project)
+    execute(
+        "CREATE TABLE app_audit (id serial PRIMARY KEY, name text UNIQUE);"
+        "CREATE FUNCTION twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO app_tag (id, name) VALUES (1, 'named by the trigger'); RETURN NEW; END $$;"
+        "CREATE TRIGGER twice BEFORE INSERT ON app_audit"
+        " FOR EACH ROW EXECUTE FUNCTION twice();"
+    )
+    project.migration(run_python(fill), atomic=atomic)
+    outcome = law.holds()
+    assert (outcome.error is not None) == atomic
+
+
+def test_sixty_guards_and_no_more(project: Project) -> None:
+    """Past 64 subtransactions every other session would be slowed down."""
+    sent: list[str] = []
+
+    def fill(apps: Any, editor: Any) -> None:
+        with CaptureQueriesContext(connection) as queries:
+            for n in range(100):
+                tags(apps).create(name=str(n))
+        sent.extend(query["sql"] for query in queries)
+
+    old_tags(project, triggers=True)
+    put_behind()
+    project.migration(run_python(fill))
+    project.migrate(command="safemigrate")
+    # One more is the look at the audit table, in which nothing is written.
+    assert len([each for each in sent if each.startswith("SAVEPOINT")]) == 60 + 1
+    assert value("SELECT count(*) FROM app_audit") == 104
+
+
+def test_models_with_inherited_keys(project: Project, law: Law) -> None:
+    """A child's key names its parent's: no sequence feeds it, and nothing is looked at twice."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        for n in range(3):
+            apps.get_model("app", "Special").objects.create(name=str(n))
+
+    old_tags(project)
+    project.migration(
+        migrations.CreateModel(
+            "Special",
+            [
+                (
+                    "tag_ptr",
+                    models.OneToOneField(
+                        "app.Tag", models.CASCADE, parent_link=True, primary_key=True
+                    ),
+                )
+            ],
+            bases=("app.Tag",),
+        ),
+        run_python(fill),
+        create("Later"),
+    )
+    assert law.holds().error is None

@@ -1,0 +1,197 @@
+"""Several processes that run the command at once, as replicas do when they start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from tests.support.databases import behind, execute, put_behind, rows, value
+from tests.support.project import Project, run_python
+from tests.support.runs import LONG, ROOT, eventually, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("database")
+
+REPLICAS = 8
+NAMES = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
+SETTINGS = """
+from tests.settings import *
+DATABASES = {{"default": {database!r}}}
+MIGRATION_MODULES = {{"app": "fleet_migrations"}}
+"""
+ITEM = """
+from django.db import migrations, models
+class Migration(migrations.Migration):
+    operations = [
+        migrations.CreateModel("Item", [
+            ("id", models.BigAutoField(primary_key=True)), ("name", models.TextField())]),
+    ]
+"""
+INDEX = """
+from django.contrib.postgres.operations import AddIndexConcurrently
+from django.db import migrations, models
+class Migration(migrations.Migration):
+    atomic = False
+    dependencies = [("app", "0001_item")]
+    operations = [
+        migrations.RunSQL("SELECT pg_sleep(3)"),
+        AddIndexConcurrently("item", models.Index(fields=["name"], name="item_by_name")),
+    ]
+"""
+HOLDING = "with turn(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+
+
+class Fleet:
+    """The replicas of a project in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.migrations = folder / "fleet_migrations"
+        self.migrations.mkdir()
+        (self.migrations / "__init__.py").touch()
+        (self.migrations / "0001_item.py").write_text(ITEM)
+
+    def runs(self, *args: str, **options: Any) -> list[tuple[int | None, str]]:
+        """Run the command in all replicas at once; return exit statuses and what was printed."""
+        database = {name: connection.settings_dict[name] for name in NAMES}
+        settings = SETTINGS.format(database={**database, "OPTIONS": options})
+        (self.folder / "fleet_settings.py").write_text(settings)
+        with ExitStack() as stack:
+            replicas = [stack.enter_context(self._replica(*args)) for _ in range(REPLICAS)]
+            printed = [replica.communicate(timeout=LONG)[0] for replica in replicas]
+        return [(replica.returncode, text) for replica, text in zip(replicas, printed, strict=True)]
+
+    @contextmanager
+    def _replica(self, *args: str) -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            [sys.executable, "-m", "django", "safemigrate", "--settings=fleet_settings", *args],
+            env={**os.environ, "PYTHONPATH": f"{self.folder}:{ROOT}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
+
+
+def well(ended: list[tuple[int | None, str]]) -> None:
+    """Assert that every replica ended well, that one applied all, and the others nothing."""
+    assert [status for status, _ in ended] == [0] * REPLICAS, ended
+    assert sum("  Applying " in text for _, text in ended) == 1
+    assert sum("  No migrations to apply." in text for _, text in ended) == REPLICAS - 1
+    twice = "SELECT app, name FROM django_migrations GROUP BY app, name HAVING count(*) > 1"
+    assert rows(twice) == []
+    assert behind() == []
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_eight_at_once_on_an_empty_database(fleet: Fleet, round_: int) -> None:
+    well(fleet.runs())
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_eight_at_once_with_everything_behind(fleet: Fleet, round_: int) -> None:
+    call_command("migrate", verbosity=0)
+    put_behind()
+    assert len(behind()) == 3
+    well(fleet.runs())
+
+
+def test_an_index_is_built_concurrently_while_seven_wait(fleet: Fleet) -> None:
+    (fleet.migrations / "0002_index.py").write_text(INDEX)
+    ended = fleet.runs(
+        options="-c idle_in_transaction_session_timeout=1000"
+        " -c default_transaction_isolation=repeatable\\ read"
+    )
+    well(ended)
+    assert sum('Waiting up to 600 s for database "default"' in text for _, text in ended) >= 1
+    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'item_by_name'::regclass")
+
+
+@contextmanager
+def somebody_migrating() -> Iterator[subprocess.Popen[str]]:
+    with running(HOLDING) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        yield holder
+
+
+def test_patience_ends_in_an_error_for_the_operator(project: Project) -> None:
+    with somebody_migrating() as holder:
+        with pytest.raises(CommandError, match=f"migrated by process {holder.pid} on .*") as raised:
+            project.migrate(command="safemigrate", lock_wait=0)
+        assert "--lock-wait" in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [{"no_lock": True}, {"plan": True}])
+def test_what_takes_no_turn_does_not_wait(project: Project, options: dict[str, Any]) -> None:
+    with somebody_migrating():
+        assert project.migrate(command="safemigrate", lock_wait=0, **options)
+
+
+def test_a_lost_turn_is_a_warning(project: Project) -> None:
+    holder = "application_name LIKE 'safemigrate %' AND datname = current_database()"
+
+    def lose(apps: Any, editor: Any) -> None:
+        value(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {holder}")
+        eventually(lambda: not rows(f"SELECT pid FROM pg_stat_activity WHERE {holder}"))
+
+    project.migration(run_python(lose, atomic=False), atomic=False)
+    printed = project.migrate("app", command="safemigrate")
+    assert "Applying app.0001_step... OK" in printed
+    assert "lost on the way" in printed
+
+
+def test_a_command_within_a_migration_does_not_wait(project: Project) -> None:
+    def nested(apps: Any, editor: Any) -> None:
+        for command in ("migrate", "safemigrate"):
+            call_command(command, "contenttypes", verbosity=0)
+
+    project.migration(run_python(nested, atomic=False), atomic=False)
+    assert "Applying app.0001_step... OK" in project.migrate(
+        "app", command="safemigrate", lock_wait=0
+    )
+
+
+def migrate_in_a_child(label: str) -> str:
+    connection.connection = None
+    call_command("safemigrate", label, verbosity=0, lock_wait=0)
+    connection.close()
+    return label
+
+
+def test_forked_children_do_not_wait(project: Project) -> None:
+    """As django-tenants' multiprocessing executor does it, which first lets go of connections."""
+
+    def fork(apps: Any, editor: Any) -> None:
+        connection.close()
+        with get_context("fork").Pool(1) as pool:
+            assert pool.map(migrate_in_a_child, ["contenttypes", "auth"]) == [
+                "contenttypes",
+                "auth",
+            ]
+
+    project.migration(run_python(fork, atomic=False), atomic=False)
+    execute("SELECT 1")
+    printed = project.migrate("app", command="safemigrate", lock_wait=0)
+    assert "Applying app.0001_step... OK" in printed
+    assert "lost" not in printed
+    assert value("SELECT count(*) FROM django_migrations WHERE app = 'auth'") >= 12

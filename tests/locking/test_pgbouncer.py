@@ -1,0 +1,139 @@
+"""Taking turns through PgBouncer in transaction pooling, where a session is nobody's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import connection
+
+from tests.support.databases import execute, rows, value
+from tests.support.runs import eventually, finish, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+PORT = "6432"
+
+pytestmark = [
+    pytest.mark.usefixtures("database"),
+    pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed"),
+]
+
+# As many server connections as a run needs: of one pool, one holds the turn and one migrates.
+CONFIGURATION = """
+[databases]
+* = {server}
+[pgbouncer]
+listen_addr =
+listen_port = {port}
+unix_socket_dir = {folder}
+auth_type = any
+pool_mode = transaction
+server_login_retry = 1
+client_login_timeout = 120
+default_pool_size = 2
+{user}
+"""
+ADVISORY_LOCKS = """
+SELECT count(*)
+  FROM pg_locks
+ WHERE locktype = 'advisory'
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@pytest.fixture(scope="module")
+def bouncer() -> Iterator[dict[str, str]]:
+    """What to change in the settings of an alias, so that it goes through PgBouncer."""
+    folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))  # a socket's path has to be short
+    user = _system_user()
+    (folder / "ini").write_text(
+        CONFIGURATION.format(
+            server=_server(), port=PORT, folder=folder, user=f"user = {user}" if user else ""
+        )
+    )
+    if user:
+        shutil.chown(folder, user)
+    folder.chmod(0o755)
+    with subprocess.Popen([str(PGBOUNCER), "-q", str(folder / "ini")]) as process:
+        eventually((folder / f".s.PGSQL.{PORT}").exists)
+        yield {"HOST": str(folder), "PORT": PORT}
+        process.terminate()
+    shutil.rmtree(folder)
+
+
+def _system_user() -> str | None:
+    """PgBouncer does not run as root: whom it becomes must get to the server's socket."""
+    if os.geteuid() != 0:
+        return None
+    host = Path(connection.settings_dict["HOST"] or "/nowhere")
+    owner = host.owner() if host.is_dir() else "root"
+    return "nobody" if owner == "root" else owner
+
+
+def _server() -> str:
+    settings = connection.settings_dict
+    names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+    return " ".join(f"{name}='{settings[key]}'" for name, key in names.items() if settings[key])
+
+
+def test_runs_take_turns_and_strand_nothing(bouncer: dict[str, Any]) -> None:
+    execute("CREATE TABLE visits (at timestamptz DEFAULT clock_timestamp(), entered boolean)")
+    code = """
+from django.db import transaction
+with turn(connection, patience=60, tell=tell) as held, transaction.atomic():
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO visits (entered) VALUES (true)")
+        time.sleep(0.5)
+        cursor.execute("INSERT INTO visits (entered) VALUES (false)")
+assert held.taken and not held.lost
+"""
+    with ExitStack() as stack:
+        for process in [stack.enter_context(running(code, **bouncer)) for _ in range(4)]:
+            finish(process)
+    visits = [entered for (entered,) in rows("SELECT entered FROM visits ORDER BY at")]
+    assert visits == [True, False] * 4
+    assert value(ADVISORY_LOCKS) == 0
+
+
+def test_nothing_of_ours_stays_in_a_shared_session(bouncer: dict[str, Any]) -> None:
+    names = ["application_name", "client_connection_check_interval", "idle_session_timeout"]
+    names += ["search_path", "statement_timeout", "tcp_keepalives_idle", "transaction_isolation"]
+    code = f"""
+from django.db import transaction
+def settings():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [{names}])
+        return cursor.fetchall()
+before = settings()
+with turn(connection, patience=0, tell=tell), transaction.atomic():
+    assert settings() == before
+for _ in range(2):
+    assert settings() == before, settings()
+say("same")
+"""
+    with running(code, **bouncer) as process:
+        assert finish(process) == "same\n"
+
+
+def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
+    holding = "with turn(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    code = "with turn(connection, patience=60, tell=say) as held: say(held.taken)"
+    with ExitStack() as stack:
+        holder = stack.enter_context(running(holding, **bouncer))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        waiter = stack.enter_context(running(code, **bouncer))
+        assert waiter.stdout is not None
+        assert f"process {holder.pid} on " in waiter.stdout.readline()
+        holder.kill()
+        assert finish(waiter) == "True\n"
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)

@@ -1,0 +1,458 @@
+"""The engine: exactness by property tests, what stands in the way, and what the notes say."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import DataError, IntegrityError, connection, connections, transaction
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from safemigrate import Note, healing
+from safemigrate.sequences.catalogue import sequences_of
+from safemigrate.sequences.state import Finding, Terms, drain, resync
+from safemigrate.sequences.sweep import all_schemas, room, sequences_in, survey
+from tests.support.databases import binding, execute, next_value, rows, value
+from tests.support.project import Project, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.databases import Databases
+
+
+@pytest.fixture(scope="module")
+def shared_database(databases: Databases) -> Iterator[str]:
+    with databases.bound("default") as name:
+        yield name
+
+
+def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
+    oids = sequences_in(connection, all_schemas(connection))
+    return [
+        finding
+        for chunk in survey(connection, oids, terms or Terms(), move=move)
+        for finding in chunk
+    ]
+
+
+# Roles are the whole server's, and another run of these tests may be there.
+POOR = f"poor_{os.getpid()}"
+
+# Properties.
+
+RESERVED = ["select", "user", "table", "order", "nextval", "pg_catalog", "default", "%s", "%", "\\"]
+# Not longer than 63 bytes, of which quoting counts none; a NUL can't be sent.
+IDENTIFIERS = st.one_of(
+    st.sampled_from(RESERVED),
+    st.text(st.characters(blacklist_characters="\0", codec="utf-8"), min_size=1).filter(
+        lambda name: len(name.encode()) <= 63
+    ),
+    st.integers(1, 63).map(lambda length: "é\"' .x"[length % 6] * (length // 2 or 1)),
+)
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=IDENTIFIERS, table=IDENTIFIERS, column=IDENTIFIERS)
+def test_any_identifier(shared_database: str, schema: str, table: str, column: str) -> None:
+    if schema.startswith("pg_") or schema == "information_schema":
+        schema = "s"
+    execute("DROP SCHEMA IF EXISTS s CASCADE; CREATE SCHEMA s")
+    if schema != "s":
+        execute(f"ALTER SCHEMA s RENAME TO {quoted(schema)}".replace("%", "%%"), ())
+    where = f"{quoted(schema)}.{quoted(table)}".replace("%", "%%")
+    name = quoted(column).replace("%", "%%")
+    try:
+        execute(f"CREATE TABLE {where} ({name} serial PRIMARY KEY)", ())
+        execute(f"INSERT INTO {where} VALUES (41)", ())
+        (finding,) = found(move=True)
+        assert (finding.status, finding.moved_to) == ("resynced", 41)
+        (key,) = finding.sequence.keys
+        assert (key.schema, key.table, key.column) == (schema, table, column)
+        assert found() == [*found(move=True)]
+        with connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {where} DEFAULT VALUES RETURNING *", ())
+            assert cursor.fetchone() == (42,)
+    finally:
+        execute(f"DROP SCHEMA {quoted(schema)} CASCADE".replace("%", "%%"), ())
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> tuple[dict[str, int], list[int], int | None]:
+    """Draw a sequence's parameters, the keys of its table, and how often it was drawn from."""
+    increment = draw(st.integers(-1000, 1000).filter(bool))
+    minimum = draw(st.integers(-(10**6), 10**6))
+    maximum = minimum + draw(st.integers(abs(increment) + 1, 10**6))
+    start = draw(st.integers(minimum, maximum))
+    keys = draw(st.lists(st.integers(minimum - 10, maximum + 10), max_size=5, unique=True))
+    last = draw(st.none() | st.integers(minimum, maximum))
+    cache = draw(st.sampled_from([1, 1, 5]))
+    parameters = {"increment": increment, "minvalue": minimum, "maxvalue": maximum}
+    return {**parameters, "start": start, "cache": cache}, keys, last
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(drawn=sequences())
+def test_any_bounds_and_increment(
+    shared_database: str, drawn: tuple[dict[str, int], list[int], int | None]
+) -> None:
+    """After a resync the next value is past every key that can be reached, in the old residue."""
+    parameters, keys, last = drawn
+    step, lowest, highest = (parameters[each] for each in ("increment", "minvalue", "maxvalue"))
+    options = " ".join(f"{name} {number}" for name, number in parameters.items())
+    execute(
+        "DROP TABLE IF EXISTS t; DROP SEQUENCE IF EXISTS s;"
+        f"CREATE SEQUENCE s {options};"
+        "CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval('s'))"
+    )
+    if last is not None:
+        execute(f"SELECT setval('s', {last})")
+    if keys:
+        execute(f"INSERT INTO t VALUES {', '.join(f'({key})' for key in keys)}")
+    before = next_value("s")
+    within = [key for key in keys if lowest <= key <= highest]
+    is_behind = any((key - before) * step >= 0 for key in within)
+    state = rows("SELECT xmin, * FROM s")
+
+    (looked,) = found()
+    assert looked.is_behind is is_behind
+    assert looked.next_value == before
+    assert rows("SELECT xmin, * FROM s") == state
+
+    (finding,) = found(move=True, terms=Terms(force=True))
+    if not is_behind:
+        assert finding.status == "right"
+        assert rows("SELECT xmin, * FROM s") == state
+        return
+    if finding.obstacle:
+        ahead = range(before, (highest + 1) if step > 0 else (lowest - 1), step)
+        largest = max(within) if step > 0 else min(within)
+        assert not [number for number in ahead if (number - largest) * step > 0]
+        assert finding.obstacle.is_final
+        assert rows("SELECT xmin, * FROM s") == state
+        return
+    assert finding.status == "resynced"
+    (given_now,) = rows("INSERT INTO t DEFAULT VALUES RETURNING id")[0]
+    assert all((given_now - key) * step > 0 for key in within)
+    assert (given_now - before) % step == 0
+    assert [each.status for each in found()] == ["right"]
+
+
+def test_residue_is_kept_and_nothing_skipped(shared_database: str) -> None:
+    execute(
+        "DROP TABLE IF EXISTS t; DROP SEQUENCE IF EXISTS s; CREATE SEQUENCE s INCREMENT 10 START 3;"
+        "CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval('s')); INSERT INTO t VALUES (22)"
+    )
+    (finding,) = found(move=True)
+    assert finding.moved_to == 13
+    assert next_value("s") == 23
+
+
+# A session's cache.
+
+
+def test_old_values_of_a_session_s_cache_are_dropped(database: str) -> None:
+    execute(
+        "CREATE TABLE t (id serial PRIMARY KEY, note text);"
+        "ALTER SEQUENCE t_id_seq CACHE 20; INSERT INTO t (note) VALUES ('holds 2 to 20')"
+    )
+    execute("INSERT INTO t VALUES (2), (3), (15)")
+    assert [each.status for each in found()] == ["right"]
+    with healing() as report:
+        assert value("INSERT INTO t (note) VALUES ('new') RETURNING id") == 16
+    assert report.resyncs == []
+
+
+def test_a_cache_that_is_not_in_the_way_is_not_drained(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (5)")
+    with room(connection) as cursor:
+        (sequence,) = sequences_of(cursor, sequences_in(connection, ["public"]))
+        finding = resync(cursor, sequence)
+        drain(cursor, finding)
+    assert next_value("t_id_seq") == 6
+
+
+# What stands in the way, and the notes that say so.
+
+
+@contextmanager
+def role(*grants: str) -> Iterator[None]:
+    """Be another role for a while."""
+    execute(f"CREATE ROLE {POOR} LOGIN")
+    for grant in grants:
+        execute(f"GRANT {grant} TO {POOR}")
+    user = connection.settings_dict["USER"]
+    connection.close()
+    connection.settings_dict["USER"] = POOR
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict["USER"] = user
+        execute(f"DROP OWNED BY {POOR}; DROP ROLE {POOR}")
+
+
+def collide(sql: str = "INSERT INTO t (note) VALUES ('new')") -> tuple[list[Note], IntegrityError]:
+    """Meet a collision that can't be healed; return what was told, and the error."""
+    notes: list[Note] = []
+
+    def tell(event: Any) -> None:
+        assert isinstance(event, Note), event
+        notes.append(event)
+
+    with pytest.raises(IntegrityError) as caught, healing(tell=tell), transaction.atomic():
+        execute(sql)
+    assert getattr(caught.value.__cause__, "diag").constraint_name == "t_pkey"  # noqa: B009
+    assert not connection.in_atomic_block
+    return notes, caught.value
+
+
+@pytest.fixture
+def ill(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1), (7)")
+
+
+def typed(note: Note, start: str) -> str:
+    """Return the statement that a note says to type."""
+    text = note.text[note.text.index(start) :]
+    return text[: text.index(";") + 1]
+
+
+def test_no_privilege_to_move(ill: None) -> None:
+    with role("SELECT, INSERT ON t", "SELECT ON t_id_seq"):
+        (finding,) = found()
+        assert (finding.status, finding.next_value, finding.largest) == ("behind", 1, 7)
+        assert finding.obstacle is not None
+        assert f"role {POOR} may not move the sequence" in finding.obstacle.reason
+
+
+@pytest.mark.parametrize("grants", [["USAGE"], ["USAGE", "SELECT"], ["UPDATE", "SELECT"]])
+def test_privileges_that_are_enough(ill: None, grants: list[str]) -> None:
+    """With USAGE alone the gap is walked, with UPDATE and SELECT it can be jumped."""
+    with role("SELECT, INSERT ON t", f"{', '.join(grants)} ON t_id_seq"):
+        (finding,) = found(move=True)
+        assert (finding.status, finding.moved_to) == ("resynced", 7)
+
+
+def test_too_far_to_walk(ill: None) -> None:
+    execute("INSERT INTO t VALUES (2000000)")
+    with role("SELECT, INSERT ON t", "USAGE ON t_id_seq"):
+        notes, _ = collide()
+    assert [note.is_fatal for note in notes] == [False, True]
+    assert notes[0].text.startswith("Sequence public.t_id_seq is behind public.t.id (next value 1")
+    assert "too wide to be walked with nextval()" in notes[1].text
+    assert "public.t_id_seq, which feeds public.t" in notes[1].text
+    execute(typed(notes[1], "SELECT pg_catalog.setval("))
+    assert next_value("t_id_seq") == 2000001
+
+
+def test_no_privilege_to_read_the_table(ill: None) -> None:
+    with role("INSERT ON t", "ALL ON t_id_seq"):
+        notes, _ = collide()
+    assert f"role {POOR} may not read public.t.id" in notes[-1].text
+    execute(f"CREATE ROLE {POOR}; GRANT INSERT ON t TO {POOR}; GRANT ALL ON t_id_seq TO {POOR}")
+    try:
+        execute(typed(notes[-1], "GRANT USAGE"))
+        execute(typed(notes[-1], "GRANT SELECT"))
+        execute(f"SET ROLE {POOR}")
+        with healing():
+            execute("INSERT INTO t (note) VALUES ('new')")
+    finally:
+        execute(f"RESET ROLE; DROP OWNED BY {POOR}; DROP ROLE {POOR}")
+    assert value("SELECT max(id) FROM t") == 8
+
+
+def test_no_privilege_at_all(ill: None) -> None:
+    """As a role that may not even draw, the server's own error comes first."""
+    with role("SELECT ON t"):
+        (finding,) = found(move=True)
+        assert finding.status == "unknown"
+        assert finding.obstacle is not None
+        assert finding.obstacle.advice == (
+            f"GRANT SELECT, UPDATE ON SEQUENCE public.t_id_seq TO {POOR};"
+        )
+
+
+def test_row_level_security(ill: None) -> None:
+    """Under a policy max() sees nothing and a broken table looks right."""
+    execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY")
+    execute("CREATE POLICY p ON t FOR INSERT WITH CHECK (true)")
+    with role("ALL ON t", "ALL ON t_id_seq"):
+        assert rows("SELECT max(id) FROM t") == [(None,)]
+        (finding,) = found(move=True)
+        assert finding.status == "unknown"
+        assert finding.obstacle is not None
+        assert "row-level security" in finding.obstacle.reason
+        notes, _ = collide()
+    assert "Could not heal t: not all rows can be read" in notes[-1].text
+    assert "run as a role that may, such as the table's owner" in notes[-1].text
+
+
+def test_cramped(ill: None) -> None:
+    execute("INSERT INTO t VALUES (2100000000)")
+    notes, _ = collide()
+    assert "would leave less than a tenth of the sequence's range" in notes[-1].text
+    assert next_value("t_id_seq") == 2  # the failed draw's doing
+    execute(typed(notes[-1], "SELECT pg_catalog.setval("))
+    assert next_value("t_id_seq") == 2100000001
+
+
+def test_exhausted(ill: None) -> None:
+    execute("INSERT INTO t VALUES (2147483647)")
+    notes, _ = collide()
+    assert "the range ends at 2147483647" in notes[-1].text
+    assert "setval" not in notes[-1].text
+    assert next_value("t_id_seq") == 2
+
+
+def test_read_only(ill: None) -> None:
+    execute("SET default_transaction_read_only = on")
+    (finding,) = found(move=True)
+    execute("SET default_transaction_read_only = off")
+    assert (finding.status, finding.largest) == ("behind", 7)
+    assert finding.obstacle is not None
+    assert "read-only" in finding.obstacle.reason
+
+
+def test_a_resync_under_way_elsewhere(ill: None, database: str) -> None:
+    """One that does not end leaves the original error, and says why."""
+    from safemigrate.sequences.state import LOCK_SPACE
+
+    oid = value("SELECT 't_id_seq'::regclass::oid")
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
+        notes, _ = collide()
+        assert "was locked for longer than 1 s" in notes[-1].text
+        connections["other"].close()
+
+
+def test_the_error_is_the_original(ill: None) -> None:
+    execute("INSERT INTO t VALUES (2147483647)")
+    with pytest.raises(IntegrityError) as plain:
+        execute("INSERT INTO t (note) VALUES ('new')")
+    execute("SELECT setval('t_id_seq', 1, false)")
+    notes, error = collide()
+    assert type(error) is type(plain.value)
+    assert error.args == plain.value.args
+    if hasattr(error, "add_note"):
+        assert getattr(error, "__notes__", None) == [f"safemigrate: {notes[-1].text}"]
+
+
+def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1)")
+    execute("INSERT INTO t VALUES (2147483647)")
+    project.migration(
+        run_python(lambda apps, editor: editor.execute("INSERT INTO t DEFAULT VALUES"))
+    )
+    err = io.StringIO()
+    with pytest.raises(IntegrityError):
+        project.migrate(command="safemigrate", stderr=err)
+    assert "the range ends at 2147483647" in err.getvalue()
+    assert "the range ends at 2147483647" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sql", "line"),
+    [
+        (
+            "ALTER TABLE t ALTER id DROP DEFAULT",
+            "INSERT INTO t (note) VALUES ('new')",
+            "public.t.id has no default any more",
+        ),
+        ("SELECT 1", "INSERT INTO t (id) VALUES (7)", "was given by the statement"),
+        (
+            "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
+            "CREATE UNIQUE INDEX ON t (note)",
+            "public.t holds duplicates of its own, so no unique index can be made.",
+        ),
+        (
+            "ALTER TABLE t ALTER id SET DEFAULT length('seven77')",
+            "INSERT INTO t (note) VALUES ('new')",
+            "The default of the key of public.t is computed",
+        ),
+    ],
+)
+def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
+    execute(prepare)
+    state = rows("SELECT xmin, * FROM t_id_seq")
+    notes: list[Any] = []
+    with pytest.raises(IntegrityError), healing(tell=notes.append):
+        execute(sql)
+    assert [note.is_fatal for note in notes] == [True]
+    assert line in notes[0].text
+    assert rows("SELECT xmin, * FROM t_id_seq") == state
+
+
+# Plain tables' locks.
+
+
+def test_listing_does_not_wait_for_a_locked_table(ill: None, database: str) -> None:
+    execute("CREATE TABLE taken (id serial PRIMARY KEY)")
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE")
+        with room(connection) as mine:
+            oids = sequences_in(connection, ["public"])
+            assert len(sequences_of(mine, oids)) == 2
+        connections["other"].close()
+
+
+def test_a_generated_column_that_names_a_sequence(ill: None) -> None:
+    execute(
+        "ALTER TABLE t ADD seq oid GENERATED ALWAYS AS ("
+        "CASE WHEN id > 0 THEN 't_id_seq'::regclass::oid END) STORED, ADD UNIQUE (id, seq)"
+    )
+    (finding,) = found()
+    assert [str(key) for key in finding.sequence.keys] == ["public.t.id"]
+
+
+def test_a_sequence_that_is_gone_by_the_look(ill: None) -> None:
+    oids = sequences_in(connection, ["public"])
+    execute("DROP TABLE t")
+    assert list(survey(connection, oids, move=True)) == [[]]
+
+
+def failing(part: str) -> Any:
+    """Make an execute wrapper that sends a division by zero for statements with ``part``."""
+
+    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if part in sql:
+            sql, params = "SELECT 1 / 0", None
+        return execute(sql, params, many, context)
+
+    return connection.execute_wrapper(wrapper)
+
+
+def test_a_look_that_fails_does_not_stop_the_rest(ill: None) -> None:
+    execute("CREATE TABLE broken (id serial PRIMARY KEY)")
+    with failing("FROM ONLY public.broken"):
+        statuses = {finding.sequence.name: finding for finding in found(move=True)}
+    assert statuses["t_id_seq"].status == "resynced"
+    broken = statuses["broken_id_seq"]
+    assert broken.status == "unknown"
+    assert "the look failed (DataError: division by zero)" in str(broken.obstacle)
+
+
+def test_a_catalogue_that_can_t_be_read_is_an_error(ill: None) -> None:
+    with failing("is_bare"), pytest.raises(DataError):
+        found()
+
+
+def test_what_could_be_looked_at_but_not_moved(ill: None, database: str) -> None:
+    from safemigrate.sequences.state import LOCK_SPACE
+
+    oid = value("SELECT 't_id_seq'::regclass::oid")
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
+        (finding,) = found(move=True)
+        connections["other"].close()
+    assert (finding.status, finding.target) == ("behind", 7)
+    assert "was locked for longer than 1 s" in str(finding.obstacle)
+    assert next_value("t_id_seq") == 1

@@ -1,0 +1,100 @@
+"""Runs in other processes and threads, which is where turns are taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection, connections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+LONG = 60.0
+
+PRELUDE = """
+import json, os, sys, time
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": json.loads(os.environ["TEST_DATABASE"])}, USE_TZ=True)
+django.setup()
+from django.db import connection
+from safemigrate.locking.lock import LockTimeoutError, turn
+def tell(text): print(text, file=sys.stderr, flush=True)
+def say(text): print(text, flush=True)
+"""
+
+
+@contextmanager
+def running(code: str, *, kin: bool = False, **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run code in a process with this one's default database, which knows its turns only as kin."""
+    database = json.dumps({**connection.settings_dict, **settings}, default=str)
+    environment = {name: text for name, text in os.environ.items() if kin or "_TURN_" not in name}
+    with subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code],
+        cwd=ROOT,
+        env={**environment, "TEST_DATABASE": database},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Return what a process printed, once it has ended well."""
+    stdout, stderr = process.communicate(timeout=LONG)
+    assert process.returncode == 0, stderr
+    return stdout
+
+
+def run(code: str, *, kin: bool = False) -> str:
+    """Return what code printed in a process of its own."""
+    with running(code, kin=kin) as process:
+        return finish(process)
+
+
+def eventually(predicate: Callable[[], Any]) -> Any:
+    """Return the predicate's first true answer, within a minute."""
+    end = time.monotonic() + LONG
+    while time.monotonic() < end:
+        if answer := predicate():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"never: {predicate}")
+
+
+def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
+    """Return (or raise) what work did in threads of their own, with connections of their own."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            results.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    assert len(results) == count
+    return results

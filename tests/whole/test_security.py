@@ -1,0 +1,190 @@
+"""What a role with few rights leaves lying about is not run by a superuser's resync."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+
+from tests.support.databases import execute, next_value, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Roles are the whole server's, and another run of these tests may be there.
+MALLORY = f"mallory_{os.getpid()}"
+
+# Everything of mallory's ends in ring(), which notes it in a way that no rollback takes back.
+TRAPS = """
+    CREATE SEQUENCE alarm;
+    CREATE SEQUENCE draws;
+    CREATE FUNCTION ring() RETURNS void LANGUAGE plpgsql IMMUTABLE
+        SET search_path = pg_catalog AS $$
+        BEGIN
+            IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+                PERFORM pg_catalog.nextval('mallory.alarm');
+            END IF;
+        END $$;
+    CREATE FUNCTION trap(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN $1; END $$;
+    CREATE FUNCTION sprung() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN NEW; END $$;
+
+    CREATE TABLE plain (id serial PRIMARY KEY);
+    CREATE TABLE with_default (
+        id serial PRIMARY KEY, other bigint UNIQUE DEFAULT mallory.trap(nextval('draws')));
+    CREATE TABLE with_trigger (id serial PRIMARY KEY);
+    CREATE TRIGGER sprung BEFORE INSERT OR UPDATE ON with_trigger
+        FOR EACH STATEMENT EXECUTE FUNCTION sprung();
+    CREATE DOMAIN trapped AS integer CHECK (mallory.trap(VALUE) > 0);
+    CREATE SEQUENCE for_domain;
+    CREATE TABLE with_domain (id trapped PRIMARY KEY DEFAULT nextval('for_domain'));
+    CREATE TABLE with_check (id serial PRIMARY KEY, CHECK (mallory.trap(1) = 1));
+    CREATE TABLE with_policy (id serial PRIMARY KEY);
+    ALTER TABLE with_policy ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+    CREATE POLICY p ON with_policy USING (mallory.trap(1) = 1);
+    CREATE TABLE parent_of_checked (id serial PRIMARY KEY);
+    CREATE TABLE checked_child (CHECK (mallory.trap(1) = 1)) INHERITS (parent_of_checked);
+
+    CREATE TABLE with_index (id serial PRIMARY KEY);
+    CREATE INDEX ON with_index (mallory.trap(1));
+    CREATE TABLE with_predicate (id serial PRIMARY KEY);
+    CREATE INDEX ON with_predicate (id) WHERE mallory.trap(1) = 1;
+    CREATE OPERATOR === (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = trapped_equals);
+    CREATE TABLE with_operator (id serial PRIMARY KEY);
+    CREATE INDEX ON with_operator ((1::bigint OPERATOR(mallory.===) 1::bigint));
+    CREATE TABLE with_statistics (id serial PRIMARY KEY, a int);
+    CREATE STATISTICS st ON (mallory.trap(1) + a), a FROM with_statistics;
+    CREATE TABLE with_partition_key (id serial, a int) PARTITION BY RANGE ((a + mallory.trap(1)));
+    CREATE TABLE with_partition_key_1 PARTITION OF with_partition_key (PRIMARY KEY (id)) DEFAULT;
+"""
+EQUALS = """
+    CREATE FUNCTION trapped_equals(bigint, bigint) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN true; END $$;
+"""
+# Names of the server's own, waiting in a search_path that asks mallory first.
+IMPOSTORS = """
+    CREATE FUNCTION max(bigint) RETURNS bigint LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN 1; END $$;
+    CREATE FUNCTION nextval(regclass) RETURNS bigint LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN 1; END $$;
+    CREATE FUNCTION setval(regclass, bigint) RETURNS bigint LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN 1; END $$;
+    CREATE FUNCTION current_schemas(boolean) RETURNS name[] LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN NULL; END $$;
+    CREATE FUNCTION unnest(name[]) RETURNS SETOF name LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN; END $$;
+    CREATE TABLE pg_class (oid oid, relname name, relnamespace oid, relkind "char");
+    CREATE TABLE pg_sequence (seqrelid oid);
+"""
+OPERATORS = [
+    (sign, kind)
+    for sign in ("=", "<>", "<", "<=", ">", ">=", "~")
+    for kind in ("oid", "name", "bigint", "integer", "numeric", '"char"', "text", "boolean")
+]
+UNTRAPPED = [
+    "plain",
+    "with_default",
+    "with_trigger",
+    "with_domain",
+    "with_check",
+    "with_policy",
+    "parent_of_checked",
+]
+TRAPPED = ["with_index", "with_predicate", "with_operator", "with_statistics", "with_partition_key"]
+
+
+@pytest.fixture
+def mallory(database: str) -> Iterator[None]:
+    """Let a role without any rights but to its own schema set its traps."""
+    execute(f"CREATE ROLE {MALLORY}; CREATE SCHEMA mallory AUTHORIZATION {MALLORY}")
+    try:
+        execute(f"SET ROLE {MALLORY}; SET search_path = mallory")
+        execute(EQUALS + TRAPS)
+        for table in UNTRAPPED + TRAPPED:
+            execute(f"INSERT INTO {table} (id) VALUES (7)")
+        execute(IMPOSTORS)
+        for sign, kind in OPERATORS:
+            execute(
+                f"CREATE OR REPLACE FUNCTION impostor({kind}, {kind}) RETURNS boolean LANGUAGE "
+                "plpgsql IMMUTABLE AS $$ BEGIN PERFORM mallory.ring(); RETURN true; END $$;"
+                f"CREATE OPERATOR {sign} "
+                f"(LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = mallory.impostor)"
+            )
+        execute("RESET ROLE; RESET search_path")
+        execute(f'ALTER DATABASE "{database}" SET search_path = mallory, pg_catalog, public')
+        connection.close()
+        yield
+    finally:
+        connection.close()
+        execute("RESET ROLE; SET search_path = pg_catalog")
+        execute(f"DROP OWNED BY {MALLORY} CASCADE; DROP ROLE {MALLORY}")
+
+
+def has_rung() -> bool:
+    return bool(value("SELECT is_called FROM mallory.alarm"))
+
+
+def resync(*args: str, status: int) -> dict[str, dict[str, Any]]:
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as left:
+        call_command("resyncsequences", *args, json=True, stdout=out)
+    assert left.value.code == status
+    found = json.loads(out.getvalue())["sequences"]
+    return {column["table"]: each for each in found for column in each["columns"]}
+
+
+def test_the_alarm_works(mallory: None) -> None:
+    """A superuser's plain SELECT rings it, which is why such tables are not read."""
+    execute("SET search_path = pg_catalog; BEGIN")
+    assert not has_rung()
+    rang = []
+    for table in TRAPPED:
+        execute(f"SELECT max(id) FROM mallory.{table} WHERE id BETWEEN 1 AND 100")
+        if has_rung():
+            rang.append(table)
+            execute("SELECT setval('mallory.alarm', 1, false)")
+    execute("ROLLBACK")
+    assert {"with_index", "with_operator"} <= set(rang)
+
+
+def test_a_superuser_s_resync_runs_nothing_of_others(mallory: None) -> None:
+    found = resync("--all-schemas", status=1)
+    assert not has_rung()
+    for table in UNTRAPPED:
+        assert found[table]["status"] == "resynced"
+    for table in TRAPPED:
+        assert found[table]["status"] == "unknown"
+        assert f"calls a function of role {MALLORY}," in found[table]["reason"]
+        assert found[table]["advice"] == (
+            f"run as {MALLORY}, or, if that role is trusted, with --force"
+        )
+    resync("--all-schemas", "--check", status=1)
+    assert not has_rung()
+
+
+def test_in_the_hostile_schema_itself(mallory: None) -> None:
+    found = resync(status=1)
+    assert not has_rung()
+    resynced = {table for table, each in found.items() if each["status"] == "resynced"}
+    assert resynced == {*UNTRAPPED, "checked_child"}
+
+
+def test_the_owner_may_read_its_own(mallory: None) -> None:
+    execute(f"SET ROLE {MALLORY}")
+    found = resync("--schema", "mallory", status=1)
+    execute("RESET ROLE; SET search_path = pg_catalog")
+    for table in {*UNTRAPPED, *TRAPPED} - {"with_policy"}:
+        assert found[table]["status"] == "resynced"
+    assert "row-level security" in found["with_policy"]["reason"]
+
+
+def test_forced(mallory: None) -> None:
+    call_command("resyncsequences", "--all-schemas", "--force", stdout=io.StringIO())
+    execute("SET search_path = pg_catalog")
+    assert next_value("mallory.with_index_id_seq") == 8
