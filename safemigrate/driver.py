@@ -1,0 +1,170 @@
+"""All that differs between psycopg2 and psycopg 3, and what only the driver knows of a session.
+
+What is sent from here passes no execute wrapper, no query log and no cursor class of the project's:
+those see the statements that ``migrate`` would have sent, and no others.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+# libpq's transaction states.
+IDLE, ACTIVE, IN_TRANSACTION, FAILED, UNKNOWN = range(5)
+# psycopg2's own idea of a connection on which it has begun no transaction.
+PSYCOPG2_READY = 1
+
+
+class Cursor:
+    """A cursor whose rows have their columns as attributes, and whose errors are Django's."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._wrap_errors = connection.wrap_database_errors
+        self._cursor = _plain_cursor(connection.connection)
+
+    def execute(self, sql: str, params: Any = None) -> None:
+        with self._wrap_errors:
+            self._cursor.execute(sql, params)
+
+    def rows(self, sql: str, params: Any = None) -> list[Any]:
+        """Return the rows of a statement, as named tuples."""
+        with self._wrap_errors:
+            self._cursor.execute(sql, params)
+            return list(self._cursor.fetchall())
+
+    def row(self, sql: str, params: Any = None) -> Any:
+        """Return the first row of a statement, or None where there is none."""
+        rows = self.rows(sql, params)
+        return rows[0] if rows else None
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+def _plain_cursor(driver: Any) -> Any:
+    if is_psycopg3:
+        from psycopg import ClientCursor  # noqa: PLC0415 - installed or not
+        from psycopg.rows import namedtuple_row  # noqa: PLC0415
+
+        return ClientCursor(driver, row_factory=namedtuple_row)
+    from psycopg2.extras import NamedTupleCursor  # noqa: PLC0415
+
+    return driver.cursor(cursor_factory=NamedTupleCursor)
+
+
+@contextmanager
+def cursor(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
+    """Give a :class:`Cursor`; the connection has to be open."""
+    ours = Cursor(connection)
+    try:
+        yield ours
+    finally:
+        with suppress(Exception):  # the connection may be gone, which the block has said
+            ours.close()
+
+
+def transaction_status(connection: BaseDatabaseWrapper) -> int:
+    """Ask libpq, without sending anything, for IDLE, IN_TRANSACTION or FAILED."""
+    return int(connection.connection.info.transaction_status)
+
+
+def is_closed(connection: BaseDatabaseWrapper) -> bool:
+    return connection.connection is None or bool(connection.connection.closed)
+
+
+@contextmanager
+def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
+    """Wrap the block in a transaction of its own; the server must be IDLE, whatever Django thinks.
+
+    A transaction that the driver would begin with the project's next statement is still to come:
+    nothing of this one is in it.
+    """
+    driver = connection.connection
+    # psycopg2 takes a transaction for open that the project's own COMMIT has ended.
+    would_begin = not driver.autocommit and getattr(driver, "status", PSYCOPG2_READY) == (
+        PSYCOPG2_READY
+    )
+    if would_begin:
+        driver.autocommit = True
+    try:
+        with cursor(connection) as ours:
+            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            try:
+                yield ours
+            except BaseException:
+                with suppress(Error):
+                    ours.execute("ROLLBACK")
+                raise
+            ours.execute("COMMIT")
+    finally:
+        if would_begin and not driver.closed:
+            driver.autocommit = False
+
+
+@contextmanager
+def savepoint(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
+    """Give back, after the block, the locks and settings that it took in a transaction."""
+    with cursor(connection) as ours:
+        ours.execute("SAVEPOINT safemigrate")
+        try:
+            yield ours
+        finally:
+            ours.execute("ROLLBACK TO SAVEPOINT safemigrate")
+            ours.execute("RELEASE SAVEPOINT safemigrate")
+
+
+@contextmanager
+def aside(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
+    """Give a cursor whose settings and locks, but not whose ``setval``, end with the block."""
+    is_idle = transaction_status(connection) == IDLE
+    with (transaction if is_idle else savepoint)(connection) as ours:
+        yield ours
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a driver's error, or of the driver's error behind Django's."""
+    cause = getattr(error, "__cause__", None) or error
+    for each in (error, cause):
+        if state := getattr(each, "sqlstate", None) or getattr(each, "pgcode", None):
+            return str(state)
+    return None
+
+
+def diagnostics(error: BaseException) -> Any:
+    """Return libpq's fields of a Django error, or None where its driver's error has none."""
+    return getattr(error.__cause__, "diag", None)
+
+
+def commits_each_row(many: bool) -> bool:  # noqa: FBT001 - as Django's wrappers are told
+    """Tell whether a failed statement may have committed a part: psycopg2's ``executemany()``."""
+    return many and not is_psycopg3
+
+
+def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
+    """Return the text of a statement: a string, bytes, or a driver's Composable."""
+    if isinstance(sql, str):
+        return sql
+    if isinstance(sql, bytes):
+        return sql.decode()
+    return str(sql.as_string(connection.connection))
+
+
+def takes_backslashes_literally(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether ``standard_conforming_strings`` is on, which libpq is told of at once."""
+    return bool(connection.connection.info.parameter_status("standard_conforming_strings") == "on")
+
+
+def backend_pid(driver: Any) -> int:
+    """Return the pid of a connection's backend as its client knows it; a pooler makes one up."""
+    try:
+        return int(driver.info.backend_pid or 0)
+    except Exception:  # noqa: BLE001 - the driver's own, when the connection is lost
+        return 0

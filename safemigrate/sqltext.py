@@ -1,0 +1,61 @@
+"""The little that is read of a statement's text as a whole: its verb, and whether it is alone.
+
+Asked only of a statement that has failed, by PostgreSQL's own lexical rules: sqlparse, which Django
+brings, takes the ``\\'`` of a standard string for an escaped quote and ends a nested comment early,
+so that a COMMIT could hide from it.
+"""
+
+from __future__ import annotations
+
+import re
+
+# What a semicolon may stand in without ending a statement; anything else is passed over.
+_LITERAL = re.compile(
+    r"""
+      --[^\n]*
+    | (?P<comment> /\* )
+    | [eE]'(?:[^'\\]|\\.|'')*'
+    | '(?:[^']|'')*'
+    | "(?:[^"]|"")*"
+    | (?<![\w$]) \$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? \$(?P=tag)\$
+    | (?P<end> ; )
+    | (?P<word> [^\W\d][\w$]* )
+    | (?P<stray> ['"] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+def words_of_one_statement(sql: str) -> list[str] | None:
+    """Return the words of ``sql``, in lower case, outside of its literals and quoted names.
+
+    Returns None where it holds several statements, or none that can be told apart.
+    """
+    words: list[str] = []
+    has_ended = False
+    position = 0
+    while match := _LITERAL.search(sql, position):
+        kind, position = match.lastgroup, match.end()
+        if kind == "comment":
+            position = _end_of_comment(sql, position)
+        if kind == "stray" or position < 0 or (has_ended and kind not in ("comment", "end")):
+            is_line_comment = kind is None and match[0].startswith("--")
+            if not is_line_comment:
+                return None
+        has_ended |= kind == "end"
+        if kind == "word":
+            words.append(match[0].lower())
+    return words or None
+
+
+def _end_of_comment(sql: str, position: int) -> int:
+    """Return where the comment that is open at ``position`` ends, or -1."""
+    depth = 1
+    while depth:
+        edge = _COMMENT_EDGE.search(sql, position)
+        if edge is None:
+            return -1
+        depth += 1 if edge[0] == "/*" else -1
+        position = edge.end()
+    return position
