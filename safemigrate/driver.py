@@ -96,7 +96,7 @@ def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
         driver.autocommit = True
     try:
         with cursor(connection) as ours:
-            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             try:
                 yield ours
             except BaseException:

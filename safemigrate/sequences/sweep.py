@@ -134,3 +134,16 @@ def _moved(connection: BaseDatabaseWrapper, finding: Finding, terms: Terms) -> F
 
 def _is_lost(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is None or bool(connection.connection.closed)
+
+
+def sweep(
+    connection: BaseDatabaseWrapper,
+    *,
+    schemas: Iterable[str] | None = None,
+    terms: Terms = USUAL,
+    move: bool = True,
+) -> Iterator[list[Finding]]:
+    oids = sequences_in(connection, all_schemas(connection) if schemas is None else schemas)
+    for chunk in survey(connection, oids, terms, move=move):
+        if found := [each for each in chunk if each.status != "right"]:
+            yield found

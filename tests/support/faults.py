@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connection, connections, migrations, models, transaction
 from django.db.backends.utils import CursorWrapper
 
-from safemigrate.heal.collisions import sqlstate
+from safemigrate.driver import sqlstate
 from safemigrate.sequences.state import in_transaction
 from tests.support.databases import Databases, binding, execute, put_behind, rows
 from tests.support.project import COLUMNS, CONSTRAINTS, INDEXES, Project, run_python

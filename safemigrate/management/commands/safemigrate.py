@@ -1,7 +1,8 @@
-"""``migrate``, with every sequence that is behind healed on the way."""
+"""``migrate``, with every sequence in sync before it writes and what fails retried."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from argparse import ArgumentTypeError
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from django.core import management
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.core.management.color import no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.heal.block import Note, Report, Resync, healing, resync_first
+from safemigrate.heal.block import Note, Report, Resync, healing_migrate
 from safemigrate.locking.lock import LockError, Turn, turn
 from safemigrate.locking.wait import wait_for_database
+from safemigrate.management.output import Lines
+from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,49 +45,12 @@ def whole_number(value: object) -> int:
     return number
 
 
-class Lines:
-    """A stream that holds back what is told in the middle of a line until the line has ended."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._held: list[str] = []
-        self._is_at_start = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int | None:
-        written = self._stream.write(text)
-        self._is_at_start = text.endswith("\n") if text else self._is_at_start
-        if self._is_at_start:
-            self._let_go()
-        return written
-
-    def tell_line(self, line: str) -> None:
-        """Write ``line`` as a line of its own, at once or after the one that is under way."""
-        self._held.append(line)
-        if self._is_at_start:
-            self._let_go()
-
-    def end(self) -> None:
-        """Write what is still held back, breaking the line that nobody ended."""
-        if self._held:
-            self._stream.write("\n")
-            self._let_go()
-
-    def _let_go(self) -> None:
-        for line in self._held:
-            self._stream.write(f"{line}\n")
-        self._held.clear()
-
-
 @dataclass(frozen=True)
 class _Choices:
     """The options of the command line, or else the settings, checked."""
 
     max_retries: int
     heal: bool
-    resync_first: bool
     lock: bool
     lock_wait: int
     wait_for_database: int
@@ -98,7 +65,6 @@ class _Choices:
             return cls(
                 max_retries=number("max_retries", conf.max_retries),
                 heal=conf.heal() and not options.get("no_heal"),
-                resync_first=bool(options.get("resync_first")),
                 lock=conf.lock() and not options.get("no_lock"),
                 lock_wait=number("lock_wait", conf.lock_wait),
                 wait_for_database=number("wait_for_database", conf.wait_for_database),
@@ -109,26 +75,20 @@ class _Choices:
 
 class Command(BaseCommand):
     help = (
-        "Does what migrate does; a PostgreSQL sequence that has fallen behind its table is moved "
-        "forward on the way, and what failed because of it is repeated."
+        "Does what migrate does. PostgreSQL sequences that are behind their tables are resynced "
+        "before anything is written, and a statement that fails because of one is retried."
     )
     own_options: dict[str, dict[str, Any]] = {
         "max_retries": {
             "type": whole_number,
             "metavar": "N",
-            "help": "Repeat one statement for one table up to N times; 0 resyncs but repeats "
-            "nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
+            "help": "Retry a statement that failed in autocommit up to N times; 0 resyncs but "
+            "retries nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Touch no sequence and repeat nothing, only say what was found. "
+            "help": "Change no sequence and retry nothing; only say what was found. "
             "Default: the setting SAFEMIGRATE_HEAL, or healing.",
-        },
-        "resync_first": {
-            "action": "store_true",
-            "help": "Set right every sequence of the current schemas before migrating, for what "
-            "can't be seen on the way: COPY, rows that triggers insert with ON CONFLICT. With "
-            "--no-heal only say which are behind.",
         },
         "lock_wait": {
             "type": whole_number,
@@ -186,22 +146,34 @@ class Command(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         own = {name: options.pop(name, None) for name in self.added_options}
         self.verbosity = options.get("verbosity", 1)
-        stream = options.get("stdout") or cast("TextIO", self.stdout._out)
-        self.lines = Lines(stream)
+        if options.get("no_color"):
+            self.style = no_style()
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
-        if options.get("stdout"):
-            options["stdout"] = self.lines
+        with self._listening(options):
+            return self._run(_Choices.of(own), args, options)
+
+    @contextmanager
+    def _listening(self, options: dict[str, Any]) -> Iterator[None]:
+        """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
+        # Not among the options: django-tenants pickles those for other processes.
+        printer: Any = None if options.get("stdout") else self.migrate.stdout
+        stream: TextIO = options.get("stdout") or getattr(printer, "_out", sys.stdout)
+        self.lines = Lines(stream)
+        lines = cast("TextIO", self.lines)
+        if printer is None:
+            options["stdout"] = lines
         else:
-            # Not among the options: django-tenants pickles those for other processes.
-            self.migrate.stdout = OutputWrapper(cast("TextIO", self.lines))
+            printer._out = lines
+        # Some write past the command: a migration's print(), django-tenants' executors.
+        heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
         try:
-            # Some write past the command: a migration's print(), django-tenants' executors.
-            heard = redirect_stdout(cast("TextIO", self.lines))
-            with heard if stream is sys.stdout else nullcontext():
-                return self._run(_Choices.of(own), args, options)
+            with heard:
+                yield
         finally:
             self.lines.end()
+            if printer is not None:
+                printer._out = stream
 
     def _refuse_processes(self, options: dict[str, Any]) -> None:
         """Raise CommandError where django-tenants would migrate in processes that don't heal."""
@@ -220,9 +192,13 @@ class Command(BaseCommand):
         self._refuse_processes(options)
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_turn(options):
-            choices = replace(choices, lock=False, resync_first=False)
+            choices = replace(choices, lock=False)
         wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with self._turn(connection, choices), self._healing(choices, connection.alias):
+        with (
+            self._turn(connection, choices),
+            self._healing(choices),
+            explaining_unrecorded(connection, self._tell_note),
+        ):
             return self.migrate.execute(*args, **options)
 
     @contextmanager
@@ -244,21 +220,19 @@ class Command(BaseCommand):
                 )
 
     @contextmanager
-    def _healing(self, choices: _Choices, using: str) -> Iterator[None]:
+    def _healing(self, choices: _Choices) -> Iterator[None]:
         is_nested = _is_running.get()
         running = _is_running.set(True)
-        tell = None if is_nested else self._tell
-        first, report = Report(), Report()
+        report = Report(tell=None if is_nested else self._tell)
+        if self.verbosity >= 1:
+            report.log_level = logging.DEBUG
         try:
-            if choices.resync_first:
-                first = resync_first(using, heal=choices.heal, tell=tell)
-            with healing(max_retries=choices.max_retries, heal=choices.heal, tell=tell) as report:
+            with healing_migrate(report, max_retries=choices.max_retries, heal=choices.heal):
                 yield
         finally:
             _is_running.reset(running)
-            resyncs = [*first.resyncs, *report.resyncs]
-            if resyncs and self.verbosity >= 1 and not is_nested:
-                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(resyncs)))
+            if report.resyncs and self.verbosity >= 1 and not is_nested:
+                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report.resyncs)))
 
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:
@@ -269,12 +243,16 @@ class Command(BaseCommand):
         if isinstance(event, Resync):
             if self.verbosity >= 1:
                 self.lines.tell_line(f"  {event}")
-        elif self.verbosity >= 1 or event.is_fatal:
-            self.stderr.write(f"safemigrate: {event}")
+        elif event.is_fatal or self.verbosity >= (2 if event.is_expected else 1):
+            self._tell_note(str(event))
+
+    def _tell_note(self, text: str) -> None:
+        self.stderr.write(f"safemigrate: {text}")
 
 
 def _summary(resyncs: list[Resync]) -> str:
-    repeats = sum(each.repeated for each in resyncs)
-    sequences = "sequence was" if len(resyncs) == 1 else "sequences were"
-    statements = "statement" if repeats == 1 else "statements"
-    return f"{len(resyncs)} {sequences} behind and resynced; {repeats} {statements} repeated."
+    count = len({(each.using, each.schema, each.sequence) for each in resyncs})
+    retries = sum(each.retried for each in resyncs)
+    sequences = "sequence was" if count == 1 else "sequences were"
+    statements = "statement" if retries == 1 else "statements"
+    return f"{count} {sequences} behind and resynced; {retries} {statements} retried."
