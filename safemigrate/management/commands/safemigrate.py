@@ -158,7 +158,7 @@ class Command(BaseCommand):
         """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
         # Not among the options: django-tenants pickles those for other processes.
         printer: Any = None if options.get("stdout") else self.migrate.stdout
-        stream: TextIO = options.get("stdout") or getattr(printer, "_out", sys.stdout)
+        stream = cast("TextIO", options.get("stdout") or getattr(printer, "_out", sys.stdout))
         self.lines = Lines(stream)
         lines = cast("TextIO", self.lines)
         if printer is None:
