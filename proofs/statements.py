@@ -1,0 +1,203 @@
+"""Let PostgreSQL's own parser judge what safemigrate reads of a statement's text.
+
+    python proofs/statements.py [--examples 20000]
+
+The texts are PostgreSQL's regression tests, as pglast's source release carries them, sqlglot's
+fixtures, whatever files of statements are named with ``--log``, and texts made at random. Of
+each, alone and joined to its neighbour, ``sqltext.words_of_one_statement`` must not take several
+statements for one; and ``heal.statements.read``, where it is there, must name the tables and
+columns that the parser finds. Prints the counts; the exit status is 0 if nothing disagrees. Needs
+the extra ``proofs``; what it downloads is kept in a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pglast import ast, parse_sql, scan, split
+from pglast.parser import ParseError
+from pglast.visitors import Visitor
+
+from safemigrate.heal import statements
+from safemigrate.sqltext import words_of_one_statement
+from tests.support.environments import CACHE, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECES = [
+    *("COMMIT", "BEGIN", "SELECT", "1", "a", "U&", "e", "E", "x", "$", "$$", "$t$", "$1", "é"),
+    *("'", "''", '"', '""', "\\", "\\'", "--", "/*", "*/", "\n", "\r", ";", " ", "(", ")", "%s"),
+    *("INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "\0", "\u00a0", "\f"),
+]
+
+# Before the sweep, ``read`` answered other questions.
+READS_TARGETS = hasattr(statements.read(""), "updates")
+
+Target = tuple[str, str, tuple[str, ...] | None]
+
+
+class Targets(Visitor):  # type: ignore[misc]
+    """Collects the tables that INSERT and UPDATE name, at the top and in CTEs."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Target] = Counter()
+
+    def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - pglast's
+        columns = tuple(each.name for each in node.cols) if node.cols else None
+        self.found["insert", node.relation.relname, columns] += 1
+
+    def visit_UpdateStmt(self, _: object, node: ast.UpdateStmt) -> None:  # noqa: N802 - pglast's
+        columns = tuple(each.name for each in node.targetList)
+        self.found["update", node.relation.relname, columns] += 1
+
+
+def by_the_parser(sql: str) -> Counter[Target]:
+    targets = Targets()
+    for raw in parse_sql(sql):
+        if isinstance(raw.stmt, ast.InsertStmt | ast.UpdateStmt | ast.SelectStmt | ast.DeleteStmt):
+            targets(raw)
+    return targets.found
+
+
+def by_reading(sql: str) -> Counter[Target]:
+    heads: Any = statements.read(sql)
+    inserts = [("insert", each.table, each.columns) for each in heads.inserts]
+    updates = [("update", each.table, each.columns) for each in heads.updates]
+    return Counter(
+        (kind, _bare(table), _names(columns)) for kind, table, columns in inserts + updates
+    )
+
+
+def _bare(table: str) -> str:
+    """Return the name without its schema and quotes, as the parser gives it."""
+    *_, token = [each for each in scan(table) if each.name != "ASCII_46"]
+    name = table.encode()[token.start : token.end + 1].decode()
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+
+
+def _names(columns: Any) -> tuple[str, ...] | None:
+    return None if columns is None else tuple(_bare(each) for each in columns)
+
+
+def from_regression_tests() -> Iterator[str]:
+    """Give PostgreSQL's regression statements; psql's own commands are no SQL."""
+    for path in sorted(_source("pglast").glob("libpg_query/test/sql/**/*.sql")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("\\"))
+        try:
+            yield from split(text)
+        except ParseError:
+            yield from _by_semicolons(text)
+
+
+def _by_semicolons(text: str) -> Iterator[str]:
+    """Split a file that isn't SQL from end to end; each piece is judged as it is."""
+    yield from text.split(";\n")
+
+
+def from_sqlglot() -> Iterator[str]:
+    for path in sorted(_source("sqlglot").glob("tests/fixtures/**/*.sql")):
+        text = path.read_text(encoding="utf-8")
+        yield from _by_semicolons(text)
+        yield from text.splitlines()
+
+
+def from_logs(paths: list[Path]) -> Iterator[str]:
+    """Give statements that somebody sent, one a record, NUL between them."""
+    for path in paths:
+        yield from path.read_text(encoding="utf-8").split("\0")
+
+
+def _source(package: str) -> Path:
+    folder = CACHE / f"source-of-{package}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as download:
+            options = ["-q", "--no-binary", ":all:", "--no-deps", "--dest", download, package]
+            subprocess.run([sys.executable, "-m", "pip", "download", *options], check=True)
+            (archive,) = Path(download).glob("*.tar.gz")
+            unpack(archive, folder)
+    return folder
+
+
+def made(examples: int, seed: int) -> Iterator[str]:
+    """Give texts of what a lexer can stumble over."""
+    chance = random.Random(seed)
+    for _ in range(examples):
+        pieces = chance.choices(PIECES, k=chance.randint(1, 14))
+        yield "".join(pieces)
+        yield "SELECT 1 " + "".join(pieces) + "; COMMIT"
+
+
+class Judge:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.disagreements: list[str] = []
+
+    def judge(self, sql: str) -> None:
+        self.counts["texts"] += 1
+        try:
+            number = len(parse_sql(sql))
+        except (ParseError, ValueError, RecursionError):
+            self.counts["not SQL to the parser"] += 1
+            return
+        taken_for_one = words_of_one_statement(sql) is not None
+        self.counts["several" if number > 1 else "one" if number else "none"] += 1
+        if number > 1 and taken_for_one:
+            self.disagreements.append(f"{number} statements, taken for one: {sql!r}")
+        if number == 1 and not taken_for_one:
+            self.counts["one, taken for several (harmless)"] += 1
+        if number == 1 and READS_TARGETS:
+            self.compare_targets(sql)
+
+    def compare_targets(self, sql: str) -> None:
+        expected, found = by_the_parser(sql), by_reading(sql)
+        self.counts["targets"] += expected.total()
+        if expected != found:
+            self.disagreements.append(f"{dict(expected)}, but read {dict(found)}: {sql!r}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, nargs="*", default=[])
+    choices = parser.parse_args()
+    wrong = 0
+    for name, texts in {
+        "PostgreSQL's regression tests": list(from_regression_tests()),
+        "sqlglot's fixtures": list(from_sqlglot()),
+        "logged": list(from_logs(choices.log)),
+    }.items():
+        judge = Judge()
+        for text in texts:
+            judge.judge(text)
+        for first, second in pairwise(texts):
+            judge.judge(f"{first}; {second}")
+        wrong += tell(name, judge)
+    judge = Judge()
+    for text in made(choices.examples, choices.seed):
+        judge.judge(text)
+    wrong += tell("made at random", judge)
+    return 1 if wrong else 0
+
+
+def tell(name: str, judge: Judge) -> int:
+    print(f"{name}: {dict(judge.counts)}; {len(judge.disagreements)} disagreements")
+    for each in judge.disagreements[:20]:
+        print(f"  {each[:400]}")
+    return len(judge.disagreements)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
