@@ -20,11 +20,11 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pglast import ast, parse_sql, scan, split
+from pglast import ast, parse_sql, split
 from pglast.parser import ParseError
 from pglast.visitors import Visitor
 
@@ -41,28 +41,25 @@ PIECES = [
     *("INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "\0", "\u00a0", "\f"),
 ]
 
-# Before the sweep, ``read`` answered other questions.
-READS_TARGETS = hasattr(statements.read(""), "updates")
-
-Target = tuple[str, str, tuple[str, ...] | None]
+Target = tuple[str, str, frozenset[str] | None]
 
 
 class Targets(Visitor):  # type: ignore[misc]
-    """Collects the tables that INSERT and UPDATE name, at the top and in CTEs."""
+    """Collects the tables and columns that INSERT and UPDATE name, at the top and in CTEs."""
 
     def __init__(self) -> None:
-        self.found: Counter[Target] = Counter()
+        self.found: set[Target] = set()
 
     def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - pglast's
-        columns = tuple(each.name for each in node.cols) if node.cols else None
-        self.found["insert", node.relation.relname, columns] += 1
+        columns = frozenset(each.name for each in node.cols) if node.cols else None
+        self.found.add(("insert", node.relation.relname, columns))
 
     def visit_UpdateStmt(self, _: object, node: ast.UpdateStmt) -> None:  # noqa: N802 - pglast's
-        columns = tuple(each.name for each in node.targetList)
-        self.found["update", node.relation.relname, columns] += 1
+        columns = frozenset(each.name for each in node.targetList)
+        self.found.add(("update", node.relation.relname, columns))
 
 
-def by_the_parser(sql: str) -> Counter[Target]:
+def by_the_parser(sql: str) -> set[Target]:
     targets = Targets()
     for raw in parse_sql(sql):
         if isinstance(raw.stmt, ast.InsertStmt | ast.UpdateStmt | ast.SelectStmt | ast.DeleteStmt):
@@ -70,24 +67,13 @@ def by_the_parser(sql: str) -> Counter[Target]:
     return targets.found
 
 
-def by_reading(sql: str) -> Counter[Target]:
-    heads: Any = statements.read(sql)
-    inserts = [("insert", each.table, each.columns) for each in heads.inserts]
-    updates = [("update", each.table, each.columns) for each in heads.updates]
-    return Counter(
-        (kind, _bare(table), _names(columns)) for kind, table, columns in inserts + updates
-    )
-
-
-def _bare(table: str) -> str:
-    """Return the name without its schema and quotes, as the parser gives it."""
-    *_, token = [each for each in scan(table) if each.name != "ASCII_46"]
-    name = table.encode()[token.start : token.end + 1].decode()
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
-
-
-def _names(columns: Any) -> tuple[str, ...] | None:
-    return None if columns is None else tuple(_bare(each) for each in columns)
+def by_reading(sql: str) -> set[Target]:
+    heads = statements.read(sql)
+    return {
+        (kind, each.name, each.columns)
+        for kind, writes in (("insert", heads.inserts), ("update", heads.updates))
+        for each in writes
+    }
 
 
 def from_regression_tests() -> Iterator[str]:
@@ -143,6 +129,7 @@ class Judge:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.disagreements: list[str] = []
+        self.missed: list[str] = []
 
     def judge(self, sql: str) -> None:
         self.counts["texts"] += 1
@@ -157,14 +144,17 @@ class Judge:
             self.disagreements.append(f"{number} statements, taken for one: {sql!r}")
         if number == 1 and not taken_for_one:
             self.counts["one, taken for several (harmless)"] += 1
-        if number == 1 and READS_TARGETS:
+        if number == 1:
             self.compare_targets(sql)
 
     def compare_targets(self, sql: str) -> None:
+        """Count what was read too much, which costs a check; tell what was missed."""
         expected, found = by_the_parser(sql), by_reading(sql)
-        self.counts["targets"] += expected.total()
-        if expected != found:
-            self.disagreements.append(f"{dict(expected)}, but read {dict(found)}: {sql!r}")
+        self.counts["tables written"] += len(expected)
+        self.counts["read too much (harmless)"] += bool(found - expected)
+        if missed := expected - found:
+            self.counts["missed"] += 1
+            self.missed.append(f"{missed}, but read {found or None}: {sql!r}")
 
 
 def main() -> int:
@@ -194,9 +184,9 @@ def main() -> int:
 
 def tell(name: str, judge: Judge) -> int:
     print(f"{name}: {dict(judge.counts)}; {len(judge.disagreements)} disagreements")
-    for each in judge.disagreements[:20]:
+    for each in [*judge.disagreements[:20], *judge.missed[:20]]:
         print(f"  {each[:400]}")
-    return len(judge.disagreements)
+    return len(judge.disagreements) + len(judge.missed)
 
 
 if __name__ == "__main__":
