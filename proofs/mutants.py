@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "heal": ["tests/heal", "tests/whole/test_together.py"],
-    "sequences": ["tests/sequences", "tests/management/test_resyncsequences.py"],
+    "sequences": ["tests/sequences"],
     "locking": ["tests/locking"],
 }
 OPPOSITE: dict[type[ast.AST], type[ast.AST]] = {
