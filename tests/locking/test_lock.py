@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from safemigrate.locking.lock import KEY, LockTimeoutError, LockUnavailableError, turn, watching
 from tests.support.databases import execute, rows, value
 from tests.support.runs import LONG, eventually, finish, in_threads, run, running
+from tests.support.servers import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,21 @@ SELECT pid, application_name
   FROM pg_stat_activity
  WHERE {HERE} AND application_name LIKE 'safemigrate %'
 """
-INTERVAL = "SELECT current_setting('client_connection_check_interval')"
+# Empty before PostgreSQL 14, which has no such setting.
+INTERVAL = "SELECT coalesce(current_setting('client_connection_check_interval', true), '')"
 
 
 def quiet(text: str) -> None:
     """Tell nobody."""
+
+
+def unwatched() -> str:
+    """Return the interval of a session that nobody watches: none, where there is no such thing."""
+    return "0" if value("SHOW server_version_num") >= "140000" else ""
+
+
+def watched() -> str:
+    return unwatched() and "500ms"
 
 
 def try_in_a_thread() -> Any:
@@ -173,7 +183,7 @@ def test_another_vendor_has_no_turns() -> None:
 def test_a_turn_can_be_taken_within_a_transaction() -> None:
     with transaction.atomic(), turn(connection, patience=0, tell=quiet) as held:
         assert held.taken
-        assert value(INTERVAL) == "0"
+        assert value(INTERVAL) == unwatched()
     assert not held.lost
 
 
@@ -224,10 +234,12 @@ def test_the_name_follows_a_connection_opened_anew() -> None:
 
 
 def test_while_waiting_the_migrating_connection_is_given_back() -> None:
-    code = """
+    code = f"""
 with turn(connection, patience=60, tell=say), connection.cursor() as cursor:
-    cursor.execute("SELECT pg_backend_pid(), current_setting('client_connection_check_interval')")
-    say(cursor.fetchone())
+    cursor.execute("SELECT pg_backend_pid()")
+    (pid,) = cursor.fetchone()
+    cursor.execute("{INTERVAL}")
+    say(f"{{pid}} {{cursor.fetchone()[0]}}")
     sys.stdin.readline()
 """
     with ExitStack() as stack:
@@ -239,9 +251,9 @@ with turn(connection, patience=60, tell=say), connection.cursor() as cursor:
             connections_here = f"SELECT count(*) FROM pg_stat_activity WHERE {HERE}"
             # Ours, the one that holds our turn, and the one that asks for it.
             eventually(lambda: value(connections_here) == 3)
-        pid, interval = re.findall(r"\w+", waiter.stdout.readline())
+        pid, interval = waiter.stdout.readline().rstrip("\n").split(" ")
         [(_, name)] = holders()
-        assert (pid, interval) == (name.split()[2], "500ms")
+        assert (pid, interval) == (name.split()[2], watched())
         waiter.stdin.write("\n")
         finish(waiter)
 
@@ -293,7 +305,7 @@ from django.db import connections
 def child():
     connections["default"].connection = None  # as the forking executors do
     with turn(connection, patience=60, tell=tell) as nested, connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('client_connection_check_interval')")
+        cursor.execute("{INTERVAL}")
         say((nested.taken, *cursor.fetchone()))
     connection.close()
 with turn(connection, patience=0, tell=tell) as held:
@@ -309,21 +321,25 @@ with turn(connection, patience=0, tell=tell) as held:
         say(cursor.rowcount)
 say(held)
 """
-    assert run(code).splitlines() == ["(False, '500ms')", "1", "Turn(taken=True, lost=False)"]
+    assert run(code).splitlines() == [
+        f"(False, '{watched()}')",
+        "1",
+        "Turn(taken=True, lost=False)",
+    ]
 
 
 def test_a_forked_child_that_fails_leaves_the_parents_connections_alone() -> None:
-    code = """
+    code = f"""
 with turn(connection, patience=0, tell=tell) as held:
     if not os.fork():
         sys.exit()
     os.wait()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('client_connection_check_interval')")
+        cursor.execute("{INTERVAL}")
         say(cursor.fetchone())
 say(held)
 """
-    assert run(code).splitlines() == ["('500ms',)", "Turn(taken=True, lost=False)"]
+    assert run(code).splitlines() == [f"('{watched()}',)", "Turn(taken=True, lost=False)"]
 
 
 # --- Holders that die
@@ -331,6 +347,7 @@ say(held)
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_holder_makes_way_and_its_statement_does_not_commit(by: signal.Signals) -> None:
+    needs(14, "client_connection_check_interval")
     execute("CREATE TABLE spoils (id int)")
     code = """
 with turn(connection, patience=0, tell=tell), connection.cursor() as cursor:
@@ -411,7 +428,8 @@ def test_a_waiting_connection_that_is_terminated_asks_again() -> None:
 
 
 def test_short_timeouts_do_not_end_the_turn(options: dict[str, Any]) -> None:
-    timeouts = ["idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout"]
+    timeouts = ["idle_in_transaction_session_timeout", "lock_timeout"]
+    timeouts += ["idle_session_timeout"] * (value("SHOW server_version_num") >= "140000")
     timeouts += ["transaction_timeout"] * (value("SHOW server_version_num") >= "170000")
     connection.close()
     options["options"] = " ".join(f"-c {name}=500" for name in timeouts)
@@ -534,17 +552,19 @@ def test_a_pool_lends_nothing_to_the_lock(options: dict[str, Any]) -> None:
 
 
 def test_the_migrating_session_is_watched_for_the_length_of_the_run() -> None:
-    assert value(INTERVAL) == "0"
+    assert value(INTERVAL) == unwatched()
     with turn(connection, patience=0, tell=quiet):
-        assert value(INTERVAL) == "500ms"
+        assert value(INTERVAL) == watched()
         connection.close()
-        assert value(INTERVAL) == "500ms"
-    assert value(INTERVAL) == "0"
+        assert value(INTERVAL) == watched()
+    assert value(INTERVAL) == unwatched()
     connection.close()
-    assert value(INTERVAL) == "0"
+    assert value(INTERVAL) == unwatched()
 
 
 def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) -> None:
+    needs(14, "client_connection_check_interval")
+    connection.close()
     options["options"] = "-c client_connection_check_interval=2000"
     with watching(connection):
         assert value(INTERVAL) == "2s"
