@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Texts up to this length are remembered once read; longer ones (bulk inserts) seldom come twice.
 REMEMBERED_LENGTH = 20_000
 
-_GAP = r"(?:\s|--[^\n]*\n|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
+_GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 _NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 _TABLE = rf"(?P<table>{_NAME}(?:\s*\.\s*{_NAME})*)"
 _COLUMNS = r'(?:\((?P<columns>(?:[^()"]|"[^"]*")*)\))?'

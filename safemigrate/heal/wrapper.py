@@ -74,8 +74,7 @@ class Wrapper:
     # Before a statement.
 
     def _prepare(self, heads: Heads) -> None:
-        if self._schema() not in self._swept:
-            self.sweep()
+        self.sweep()
         for insert in heads.inserts:
             if self._disturbed.needs_recheck(insert):
                 self._recheck(insert)
@@ -86,6 +85,8 @@ class Wrapper:
 
     def sweep(self) -> None:
         """Check every sequence, once for each tenant, and resync those that are behind."""
+        if self._schema() in self._swept:
+            return
         with self._contained("the sequences could not be checked"):
             self.connection.ensure_connection()
             if not self._can_send():
