@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from safemigrate import Note, healing
 from safemigrate.sequences.catalogue import sequences_of
-from safemigrate.sequences.state import Finding, Terms, drain, resync
-from safemigrate.sequences.sweep import all_schemas, room, sequences_in, survey
+from safemigrate.sequences.resync import resync
+from safemigrate.sequences.state import Finding, Terms, checking
+from safemigrate.sequences.sweep import all_schemas, feeds_in, survey
 from tests.support.databases import binding, execute, next_value, rows, value
 from tests.support.project import Project, run_python
 
@@ -32,7 +33,7 @@ def shared_database(databases: Databases) -> Iterator[str]:
 
 
 def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
-    oids = sequences_in(connection, all_schemas(connection))
+    oids = feeds_in(connection, all_schemas(connection))
     return [
         finding
         for chunk in survey(connection, oids, terms or Terms(), move=move)
@@ -129,7 +130,7 @@ def test_any_bounds_and_increment(
 
     (finding,) = found(move=True, terms=Terms(force=True))
     if not is_behind:
-        assert finding.status == "right"
+        assert finding.status == "in sync"
         assert rows("SELECT xmin, * FROM s") == state
         return
     if finding.obstacle:
@@ -143,7 +144,7 @@ def test_any_bounds_and_increment(
     (given_now,) = rows("INSERT INTO t DEFAULT VALUES RETURNING id")[0]
     assert all((given_now - key) * step > 0 for key in within)
     assert (given_now - before) % step == 0
-    assert [each.status for each in found()] == ["right"]
+    assert [each.status for each in found()] == ["in sync"]
 
 
 def test_residue_is_kept_and_nothing_skipped(shared_database: str) -> None:
@@ -165,7 +166,7 @@ def test_old_values_of_a_session_s_cache_are_dropped(database: str) -> None:
         "ALTER SEQUENCE t_id_seq CACHE 20; INSERT INTO t (note) VALUES ('holds 2 to 20')"
     )
     execute("INSERT INTO t VALUES (2), (3), (15)")
-    assert [each.status for each in found()] == ["right"]
+    assert [each.status for each in found()] == ["in sync"]
     with healing() as report:
         assert value("INSERT INTO t (note) VALUES ('new') RETURNING id") == 16
     assert report.resyncs == []
@@ -173,8 +174,8 @@ def test_old_values_of_a_session_s_cache_are_dropped(database: str) -> None:
 
 def test_a_cache_that_is_not_in_the_way_is_not_drained(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (5)")
-    with room(connection) as cursor:
-        (sequence,) = sequences_of(cursor, sequences_in(connection, ["public"]))
+    with checking(connection) as cursor:
+        (sequence,) = sequences_of(cursor, feeds_in(connection, ["public"]))
         finding = resync(cursor, sequence)
         drain(cursor, finding)
     assert next_value("t_id_seq") == 6
@@ -324,7 +325,7 @@ def test_read_only(ill: None) -> None:
 
 def test_a_resync_under_way_elsewhere(ill: None, database: str) -> None:
     """One that does not end leaves the original error, and says why."""
-    from safemigrate.sequences.state import LOCK_SPACE
+    from safemigrate.sequences.resync import LOCK_SPACE
 
     oid = value("SELECT 't_id_seq'::regclass::oid")
     with binding("other", database), connections["other"].cursor() as cursor:
@@ -398,8 +399,8 @@ def test_listing_does_not_wait_for_a_locked_table(ill: None, database: str) -> N
     execute("CREATE TABLE taken (id serial PRIMARY KEY)")
     with binding("other", database), connections["other"].cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE")
-        with room(connection) as mine:
-            oids = sequences_in(connection, ["public"])
+        with checking(connection) as mine:
+            oids = feeds_in(connection, ["public"])
             assert len(sequences_of(mine, oids)) == 2
         connections["other"].close()
 
@@ -414,7 +415,7 @@ def test_a_generated_column_that_names_a_sequence(ill: None) -> None:
 
 
 def test_a_sequence_that_is_gone_by_the_look(ill: None) -> None:
-    oids = sequences_in(connection, ["public"])
+    oids = feeds_in(connection, ["public"])
     execute("DROP TABLE t")
     assert list(survey(connection, oids, move=True)) == [[]]
 
@@ -446,7 +447,7 @@ def test_a_catalogue_that_can_t_be_read_is_an_error(ill: None) -> None:
 
 
 def test_what_could_be_looked_at_but_not_moved(ill: None, database: str) -> None:
-    from safemigrate.sequences.state import LOCK_SPACE
+    from safemigrate.sequences.resync import LOCK_SPACE
 
     oid = value("SELECT 't_id_seq'::regclass::oid")
     with binding("other", database), connections["other"].cursor() as cursor:
