@@ -175,6 +175,8 @@ FEEDS = f"""
         FROM pg_catalog.pg_attrdef AS ad
         JOIN pg_catalog.pg_class AS c ON c.oid = ad.adrelid
         JOIN pg_catalog.pg_namespace AS ns ON ns.oid = c.relnamespace
+        JOIN pg_catalog.pg_attribute AS a
+          ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = ''
         WHERE ad.adrelid {{relation}}
           AND ad.adrelid >= 16384
         OFFSET 0
@@ -280,7 +282,11 @@ SELECT t.oid,
            ORDER BY a.attnum) AS columns,
        EXISTS (
            SELECT FROM pg_catalog.pg_trigger AS g
-           WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7) AS is_filled
+           WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7) AS is_filled,
+       EXISTS (
+           SELECT FROM pg_catalog.pg_attrdef AS ad
+           WHERE ad.adrelid = t.oid
+             AND ad.adnum = ANY (i.indkey[0:i.indnkeyatts - 1])) AS is_computed
 FROM pg_catalog.pg_class AS t
 JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
 LEFT JOIN (pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid)
@@ -323,6 +329,20 @@ CODE_OF_OTHERS = """(
     JOIN pg_catalog.pg_roles AS r ON r.oid = pr.proowner
     WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER)
 """
+# A key column that NULL was not meant for: nothing would fill it.
+IS_LOST = """
+SELECT NOT a.atthasdef AND a.attidentity = ''
+       AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')
+       AND EXISTS (
+           SELECT FROM pg_catalog.pg_index AS i
+           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnkeyatts = 1
+             AND i.indkey[0] = a.attnum) AS is_lost
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
+WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s
+"""
+
 # pg_subscription.oid is for superusers before PostgreSQL 14; its view of statistics is for all.
 DETAILS = f"""
 WITH

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safemigrate import driver
 
-from .catalogue import CONSTRAINT, Hinders, Obstacle, feeds_of_table, sequences_of
+from .catalogue import CONSTRAINT, IS_LOST, Hinders, Obstacle, feeds_of_table, sequences_of
 from .state import (
     SETTINGS,
     USUAL,
@@ -17,6 +17,7 @@ from .state import (
     Finding,
     Terms,
     check,
+    checking,
     finding_of,
     sign_of,
     state_query,
@@ -271,15 +272,23 @@ def resync_constraint(
         findings = [
             resync(cursor, each) if move else check(cursor, [each])[0] for each in sequences
         ]
-    columns = tuple(found.columns)
-    return Feeding(columns, findings, "" if findings else _unfed(table, columns, found.is_filled))
+    return Feeding(tuple(found.columns), findings, "" if findings else _unfed(table, found))
 
 
-def _unfed(table: str, columns: tuple[str, ...], is_filled: bool) -> str:  # noqa: FBT001
-    names = ", ".join(f"{table}.{column}" for column in columns)
-    if is_filled:
+def _unfed(table: str, found: Any) -> str:
+    names = ", ".join(f"{table}.{column}" for column in found.columns)
+    if found.is_filled:
         return (
             f"No sequence feeds {names}, but a trigger may fill it: whether its source is behind "
             "can't be known."
         )
+    if found.is_computed:
+        return f"The default of {names} is computed, so whether it is behind can't be known."
     return f"No sequence feeds {names}: the statement supplied this value itself."
+
+
+def has_lost_default(connection: BaseDatabaseWrapper, schema: str, table: str, column: str) -> bool:
+    """Tell whether a column is a primary key of whole numbers that nothing fills any more."""
+    with checking(connection) as cursor:
+        row = cursor.row(IS_LOST, [schema, table, column])
+        return bool(row and row.is_lost)

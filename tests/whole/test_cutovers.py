@@ -191,6 +191,6 @@ def test_the_same_with_safemigrate_instead(project: Project, databases: Database
             execute(f"ALTER SEQUENCE {sequence} RESTART")
         ill = check(status=1)
         assert {"django_migrations", "django_content_type", "auth_permission"} == ill
-        project.migrate(command="safemigrate", resync_first=True)
+        project.migrate(command="safemigrate")
         assert check(status=0) == set()
     databases.drop(twin)
