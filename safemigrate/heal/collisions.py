@@ -155,7 +155,7 @@ class Judge:
 
     def _explain_null(self, error: BaseException) -> None:
         diag = driver.diagnostics(error)
-        if driver.sqlstate(error) == NOT_NULL_VIOLATION and diag.column_name and self._is_idle():
+        if diag and driver.sqlstate(error) == NOT_NULL_VIOLATION and self._is_idle():
             where = diag.schema_name, diag.table_name, diag.column_name
             if has_lost_default(self._connection, *where):
                 table = f"{diag.schema_name}.{diag.table_name}"

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import socket
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
+from django.db.models.signals import pre_migrate
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -129,7 +130,7 @@ def turn(
             with ExitStack() as stack:
                 stack.enter_context(_known(lock.token, connection))
                 stack.enter_context(_on_connecting(lock.follow))
-                stack.enter_context(watching(connection))
+                stack.enter_context(watching(connection, at_once=False))
                 yield held
         finally:
             held.lost = not lock.release()
@@ -416,12 +417,14 @@ SELECT pg_catalog.set_config('client_connection_check_interval', '0', false)
 
 
 @contextmanager
-def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def watching(connection: BaseDatabaseWrapper, *, at_once: bool = True) -> Iterator[None]:
     """
     Let the server end this session's statement, uncommitted, once its client is gone.
 
     Without it a killed run's statement goes on and commits. PostgreSQL 14 and later, where the
     platform has it; of a connection in a transaction, or behind a pooler, the server is not asked.
+    Not ``at_once`` means from the moment that ``migrate`` has a plan, so that a run with nothing
+    to do sends nothing.
     Connections that the alias opens in the meantime are watched too.
     """
     process = os.getpid()
@@ -431,13 +434,20 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
         if connection.alias == alias and _set(connection, WATCH_THE_CLIENT):
             watched.append(connection.connection)
 
+    def watch_a_plan(using: str, plan: Any, **_: object) -> None:
+        if plan and using == alias and not watched:
+            watch(connection)
+
     alias = connection.alias
     connection.ensure_connection()
-    watch(connection)
+    if at_once:
+        watch(connection)
+    pre_migrate.connect(watch_a_plan)
     try:
-        with _on_connecting(watch):
+        with _on_connecting(watch) if at_once else nullcontext():
             yield
     finally:
+        pre_migrate.disconnect(watch_a_plan)
         if os.getpid() == process and connection.connection in watched:
             _set(connection, STOP_WATCHING)
 

@@ -66,6 +66,7 @@ class Key:
     is_indexed: bool = True
     is_heir: bool = False
     has_companions: bool = False
+    is_unique: bool = True
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}.{self.column}"
@@ -376,9 +377,10 @@ key AS (
                WHEN 'pg_catalog.int8out'::pg_catalog.regproc THEN 'bigint'
                WHEN 'pg_catalog.numeric_out'::pg_catalog.regproc THEN 'numeric'
                ELSE pg_catalog.format_type(t.oid, NULL) END AS type,
-           c.relkind = 'p' AS is_partitioned, l.is_indexed, NOT l.is_unique AS is_heir,
-           l.is_unique AND NOT l.is_alone AS has_companions,
-           l.is_unique AND NOT l.is_whole AS is_partial,
+           c.relkind = 'p' AS is_partitioned, l.is_indexed,
+           NOT l.is_unique AND h.is_heir AS is_heir,
+           NOT l.is_alone AND NOT (h.is_heir AND NOT l.is_unique) AS has_companions,
+           l.is_unique, l.is_unique AND NOT l.is_whole AS is_partial,
            l.has_foreign, l.is_subscribed, {CODE_OF_OTHERS} AS code_of,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
            AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') AS is_readable
@@ -454,10 +456,15 @@ key AS (
             JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
         ) AS x
     ) AS l
-    WHERE (l.is_unique OR c.relkind = 'f' OR (c.relkind = 'r' AND EXISTS (
-          SELECT FROM pg_catalog.pg_inherits AS h
-          JOIN feed AS p ON p.relation = h.inhparent AND p.sequence = f.sequence
-          WHERE h.inhrelid = c.oid)))
+    CROSS JOIN LATERAL (
+        SELECT c.relkind = 'r' AND EXISTS (
+            SELECT FROM pg_catalog.pg_inherits AS h
+            JOIN feed AS p ON p.relation = h.inhparent AND p.sequence = f.sequence
+            WHERE h.inhrelid = c.oid) AS is_heir
+    ) AS h
+    -- A small column that is not unique may become so in the course of the run.
+    WHERE (l.is_unique OR c.relkind = 'f' OR h.is_heir
+           OR (c.relkind = 'r' AND (l.is_indexed OR c.relpages <= 128)))
       AND NOT (c.relispartition AND EXISTS (
           SELECT FROM feed AS p
           WHERE p.sequence = f.sequence
@@ -470,7 +477,7 @@ SELECT s.*,
        k.quoted_column AS key_quoted_column, k.type AS key_type,
        k.quoted_schema AS key_quoted_schema, k.is_partitioned AS key_is_partitioned,
        k.is_indexed AS key_is_indexed, k.is_heir AS key_is_heir,
-       k.has_companions AS key_has_companions, k.is_partial AS key_is_partial,
+       k.has_companions AS key_has_companions, k.is_unique AS key_is_unique, k.is_partial AS key_is_partial,
        k.has_foreign AS key_has_foreign, k.is_subscribed AS key_is_subscribed,
        k.code_of AS key_code_of, k.is_readable AS key_is_readable,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -585,6 +592,7 @@ def _key(row: Any) -> Key:
         is_indexed=row.key_is_indexed,
         is_heir=row.key_is_heir,
         has_companions=row.key_has_companions,
+        is_unique=row.key_is_unique,
     )
 
 

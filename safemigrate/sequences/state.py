@@ -361,11 +361,12 @@ def finding_of(sequence: Sequence, row: Any, terms: Terms, moved_to: Any = None)
 
 def _unindexed(sequence: Sequence) -> Obstacle:
     key = next(key for key in sequence.keys if not (key.is_indexed or key.is_heir))
+    hinders = Hinders.CHECKING if key.is_unique else Hinders.JUDGING
     return Obstacle(
         f"no index of {key.quoted_table} leads with {key.quoted_column}, and the table is too "
         "large to be read whole unasked",
         "use resyncsequences --scan",
-        hinders=Hinders.CHECKING,
+        hinders=hinders,
     )
 
 

@@ -78,8 +78,7 @@ BEGIN
                AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE')
                AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT')
                AND pg_catalog.has_column_privilege(c.oid, l.attribute::pg_catalog.int2, 'SELECT')
-                   AS is_plain,
-               x.is_key OR c.relkind = 'f' AS is_key
+                   AS is_plain
         FROM leaf AS l
         JOIN pg_catalog.pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'f')
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -92,11 +91,6 @@ BEGIN
             SELECT COALESCE(pg_catalog.bool_or(
                        i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = l.attribute
                        AND am.amname = 'btree'), false) AS is_indexed,
-                   COALESCE(pg_catalog.bool_or(i.indisunique OR i.indisexclusion), false)
-                   OR pg_catalog.bool_or(c.relhassubclass) OR c.relispartition
-                   OR EXISTS (
-                       SELECT FROM pg_catalog.pg_inherits AS h
-                       WHERE h.inhrelid = c.oid) AS is_key,
                    COALESCE(pg_catalog.bool_or(
                        i.indexprs IS NOT NULL OR i.indpred IS NOT NULL), false)
                    OR c.relispartition
@@ -109,7 +103,7 @@ BEGIN
             WHERE i.indrelid = c.oid
         ) AS x
     LOOP
-        is_in_sync := NOT feed.is_key;
+        is_in_sync := false;
         IF feed.is_plain THEN
             BEGIN
                 EXECUTE pg_catalog.format(

@@ -11,6 +11,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
+from safemigrate import driver
 from safemigrate.management.commands import resyncsequences
 from safemigrate.sequences import sweep as survey
 from tests.support.databases import behind, binding, execute, next_value, put_behind
@@ -52,12 +53,12 @@ def test_the_table(tables: None) -> None:
         "2 sequences feed a key: 1 in sync, 1 behind and resynced.\n"
     )
     assert next_value("ill_id_seq") == 8
-    assert resync() == "2 sequences feed a key: 2 right.\n"
+    assert resync() == "2 sequences feed a key: 2 in sync.\n"
     assert resync(verbosity=2) == (
         "  Sequence            Column          Next value  Largest key\n"
-        "  public.ill_id_seq   public.ill.id            8            7  right\n"
-        "  public.well_id_seq  public.well.id           2            1  right\n"
-        "2 sequences feed a key: 2 right.\n"
+        "  public.ill_id_seq   public.ill.id            8            7  in sync\n"
+        "  public.well_id_seq  public.well.id           2            1  in sync\n"
+        "2 sequences feed a key: 2 in sync.\n"
     )
 
 
@@ -255,19 +256,20 @@ def test_a_short_look_shows_no_progress(tables: None, monkeypatch: pytest.Monkey
     assert terminal.getvalue() == ""
 
 
-def test_a_lost_connection_is_not_taken_for_a_broken_table(tables: None) -> None:
+def test_a_lost_connection_is_not_taken_for_a_broken_table(
+    tables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from django.db import OperationalError
     from django.db.utils import InterfaceError
 
-    def lose(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if "is_bare" in sql:
-            sql = "SELECT pg_terminate_backend(pg_backend_pid())"
-            params = None
-        return execute(sql, params, many, context)
+    send = driver.Cursor.rows
 
-    with (
-        connection.execute_wrapper(lose),
-        pytest.raises((OperationalError, InterfaceError)),
-    ):
+    def lose(cursor: driver.Cursor, sql: str, params: Any = None) -> list[Any]:
+        if "key_is_bare" in sql:
+            sql, params = "SELECT pg_terminate_backend(pg_backend_pid())", None
+        return send(cursor, sql, params)
+
+    monkeypatch.setattr(driver.Cursor, "rows", lose)
+    with pytest.raises((OperationalError, InterfaceError)):
         resync()
     connection.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 
 from tests.support.databases import Databases, binding, execute, rows, value
 from tests.support.project import Project, run_python
@@ -167,11 +167,11 @@ def test_left_alone_in_a_migration(project: Project) -> None:
 
     def code(apps: Any, editor: Any) -> None:
         for shape in LEFT_ALONE:
-            with pytest.raises(IntegrityError) as caught, transaction.atomic():
+            with pytest.raises(IntegrityError) as caught:
                 editor.execute(shape.insert)
             errors[shape.name] = caught.value
 
-    project.migration(run_python(code))
+    project.migration(run_python(code), atomic=False)
     project.migrate(command="safemigrate", stderr=io.StringIO())
 
     for shape in LEFT_ALONE:
@@ -179,7 +179,6 @@ def test_left_alone_in_a_migration(project: Project) -> None:
         if hasattr(errors[shape.name], "add_note"):
             assert shape.reason in notes, notes
             assert shape.sequence in notes
-        assert "_pkey" in str(errors[shape.name])
 
 
 def test_temporary_table(database: str) -> None:
