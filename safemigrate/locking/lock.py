@@ -109,7 +109,11 @@ class Turn:
 
 @contextmanager
 def turn(
-    connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
+    connection: BaseDatabaseWrapper,
+    *,
+    patience: float,
+    tell: Callable[[str], None],
+    watches_at_once: bool = True,
 ) -> Iterator[Turn]:
     """
     Hold the turn of the connection's database, waiting up to ``patience`` seconds (0: try once).
@@ -130,7 +134,7 @@ def turn(
             with ExitStack() as stack:
                 stack.enter_context(_known(lock.token, connection))
                 stack.enter_context(_on_connecting(lock.follow))
-                stack.enter_context(watching(connection, at_once=False))
+                stack.enter_context(watching(connection, at_once=watches_at_once))
                 yield held
         finally:
             held.lost = not lock.release()

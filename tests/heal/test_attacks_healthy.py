@@ -472,7 +472,7 @@ def test_a_database_made_of_the_one_that_is_migrated(
     seen.migration(run_python(copy), atomic=False)
     seen.migration(migrations.RunSQL("INSERT INTO app_tag (name) VALUES ('after')"))
 
-    assert law.holds(put_back=state, no_lock=True).error is None
+    assert law.holds(put_back=state, ours={"no_lock": True}).error is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from contextlib import suppress
 from itertools import islice
@@ -284,10 +285,7 @@ def a_sql_sequence_reset_of_djangos(apps: Any, editor: Any) -> None:
 
 @way
 def composed_by_the_driver(apps: Any, editor: Any) -> None:
-    if is_psycopg3:
-        from psycopg import sql as composed
-    else:
-        from psycopg2 import sql as composed
+    composed: Any = importlib.import_module("psycopg.sql" if is_psycopg3 else "psycopg2.sql")
     text = composed.SQL("INSERT INTO {} ({}) VALUES (%s)").format(
         composed.Identifier("app_tag"), composed.Identifier("name")
     )

@@ -118,8 +118,8 @@ def raises(state: str) -> Callable[[CursorWrapper], None]:
 
 
 def interrupt(cursor: CursorWrapper) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.001)  # the handler runs between two bytecodes, at the latest here
+    # Not os.kill(): that may reach another thread first, and this one a statement later.
+    signal.raise_signal(signal.SIGINT)
 
 
 def kill(cursor: CursorWrapper) -> None:

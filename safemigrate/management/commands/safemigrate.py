@@ -208,7 +208,12 @@ class Command(BaseCommand):
             return
         mine = Turn(taken=False)
         try:
-            with turn(connection, patience=choices.lock_wait, tell=self._tell_waiting) as mine:
+            with turn(
+                connection,
+                patience=choices.lock_wait,
+                tell=self._tell_waiting,
+                watches_at_once=False,
+            ) as mine:
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
