@@ -55,7 +55,7 @@ class Wanted:
         loader = MigrationLoader(None)
         self.keys: list[Key] = sorted(loader.graph.nodes)
         self._replaces: dict[Key, list[Key]] = {
-            key: [tuple(each) for each in migration.replaces]
+            key: [(app, name) for app, name in migration.replaces]
             for key, migration in loader.disk_migrations.items()
         }
 
