@@ -407,14 +407,12 @@ def driver_options() -> list[Any]:
             pytest.param({"prepare_threshold": 1}, id="prepared"),
         ]
     from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ, ISOLATION_LEVEL_SERIALIZABLE
-    from psycopg2.extras import DictCursor, LoggingConnection, NamedTupleCursor
+    from psycopg2.extras import NamedTupleCursor
 
-    del LoggingConnection
     return [
         pytest.param({"isolation_level": ISOLATION_LEVEL_SERIALIZABLE}, id="serializable"),
         pytest.param({"isolation_level": ISOLATION_LEVEL_REPEATABLE_READ}, id="repeatable"),
         pytest.param({"cursor_factory": NamedTupleCursor}, id="named-tuples"),
-        pytest.param({"cursor_factory": DictCursor}, id="dicts"),
         pytest.param({"options": "-c quote_all_identifiers=on"}, id="quote-all-identifiers"),
         pytest.param({"options": "-c search_path=app,public"}, id="search-path"),
         pytest.param({"options": "-c standard_conforming_strings=off"}, id="strings"),
