@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from safemigrate.driver import Cursor
 
-INTEGERS = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
+INTEGERS = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1, "oid": 2**32 - 1}
 
 
 class Hinders(IntEnum):
@@ -67,6 +67,11 @@ class Key:
     is_heir: bool = False
     has_companions: bool = False
     is_unique: bool = True
+
+    @property
+    def cast(self) -> str:
+        """A cast by which the column's values become what can be cast to numeric."""
+        return "::pg_catalog.int8" if self.type == "oid" else ""
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}.{self.column}"
@@ -128,6 +133,11 @@ class Sequence:
 CASTS = r'[)]*(::[a-z0-9_. "]+([(][0-9,]+[)])?[)]?)*$'
 BARE = rf"^[(]*nextval[(]''([^'']|'''')*''::regclass[)]{CASTS}"
 BY_NAME = rf"^[(]*nextval[(][(]*''((?:[^'']|'''')*)''::text[)]*(?:::regclass)?[)]*{CASTS}"
+# Anybody may write a default, and a name that is none would be an error for all of them.
+IDENTIFIER = '("([^"]|"")+"|[[:alpha:]_][[:alnum:]_$]*)'
+NAME = f"^{IDENTIFIER}([.]{IDENTIFIER})?$"
+# A setting in which the schemas are kept that are looked into before ours are pinned.
+PATH = "safemigrate.path"
 IS_BARE = f"""
            pg_catalog.pg_get_expr({{expression}}, 0::pg_catalog.oid) ~ '{BARE}'
            AND NOT EXISTS (
@@ -164,25 +174,35 @@ FEEDS = f"""
       AND d.refobjid {{relation}}
     UNION ALL
     -- A name that is looked up at each call leaves no dependency: nextval(('s'::text)::regclass).
-    SELECT COALESCE(
-               pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.' || n.name),
-               pg_catalog.to_regclass(n.name))::pg_catalog.oid,
+    SELECT (
+               SELECT c.oid
+               FROM pg_catalog.pg_class AS c
+               JOIN pg_catalog.pg_namespace AS ns ON ns.oid = c.relnamespace
+               WHERE c.relname = n.parts[pg_catalog.cardinality(n.parts)]
+                 AND ns.nspname = ANY (
+                     CASE pg_catalog.cardinality(n.parts) WHEN 1 THEN n.path ELSE n.parts[1:1] END)
+               ORDER BY pg_catalog.array_position(n.path, ns.nspname)
+               LIMIT 1),
            n.adrelid, n.adnum::pg_catalog.int4, true
     FROM (
-        SELECT ad.adrelid, ad.adnum, ns.nspname,
-               pg_catalog.replace((pg_catalog.regexp_match(
-                   pg_catalog.pg_get_expr(ad.adbin, 0::pg_catalog.oid), '{BY_NAME}'))[1],
-                   '''''', '''') AS name
-        FROM pg_catalog.pg_attrdef AS ad
-        JOIN pg_catalog.pg_class AS c ON c.oid = ad.adrelid
-        JOIN pg_catalog.pg_namespace AS ns ON ns.oid = c.relnamespace
-        JOIN pg_catalog.pg_attribute AS a
-          ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = ''
-        WHERE ad.adrelid {{relation}}
-          AND ad.adrelid >= 16384
-        OFFSET 0
+        SELECT l.adrelid, l.adnum,
+               pg_catalog.current_setting('{PATH}')::pg_catalog.name[] AS path,
+               CASE WHEN l.name ~ '{NAME}'
+                    THEN pg_catalog.parse_ident(l.name)::pg_catalog.name[] END AS parts
+        FROM (
+            SELECT ad.adrelid, ad.adnum,
+                   pg_catalog.replace((pg_catalog.regexp_match(
+                       pg_catalog.pg_get_expr(ad.adbin, 0::pg_catalog.oid), '{BY_NAME}'))[1],
+                       '''''', '''') AS name
+            FROM pg_catalog.pg_attrdef AS ad
+            JOIN pg_catalog.pg_attribute AS a
+              ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = ''
+            WHERE ad.adrelid {{relation}}
+              AND ad.adrelid >= 16384
+            OFFSET 0
+        ) AS l
     ) AS n
-    WHERE n.name IS NOT NULL
+    WHERE n.parts IS NOT NULL
     UNION ALL
     SELECT d.refobjid, a.attrelid, a.attnum::pg_catalog.int4,
            {OF_DOMAIN}
@@ -376,6 +396,7 @@ key AS (
                WHEN 'pg_catalog.int4out'::pg_catalog.regproc THEN 'integer'
                WHEN 'pg_catalog.int8out'::pg_catalog.regproc THEN 'bigint'
                WHEN 'pg_catalog.numeric_out'::pg_catalog.regproc THEN 'numeric'
+               WHEN 'pg_catalog.oidout'::pg_catalog.regproc THEN 'oid'
                ELSE pg_catalog.format_type(t.oid, NULL) END AS type,
            c.relkind = 'p' AS is_partitioned, l.is_indexed,
            NOT l.is_unique AND h.is_heir AS is_heir,
@@ -507,6 +528,13 @@ CROSS JOIN LATERAL (
 ORDER BY pg_catalog.array_position(%(sequences)s::pg_catalog.oid[], s.oid),
          k.quoted_table, k.quoted_column
 """
+
+
+def nameless(oid: int) -> Sequence:
+    """Return what is known of a sequence whose row in the catalogue can't be read."""
+    return Sequence(
+        oid, "?", f"oid {oid}", "", "", 1, 1, 1, 1, is_readable=False, is_settable=False, keys=()
+    )
 
 
 def list_feeds(

@@ -88,13 +88,20 @@ def resync(cursor: Cursor, sequence: Sequence, terms: Terms = USUAL) -> Finding:
     if terms.force:
         sequence = sequence.forced()
     finding = check(cursor, [sequence], terms)[0]
-    for _ in range(PAUSES):
+    if finding.obstacle or not finding.is_behind:
+        return finding
+    return move_past(cursor, sequence, terms)
+
+
+def move_past(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
+    """Move ``sequence``, which was found to be behind and without an obstacle, if it still is."""
+    for attempt in range(PAUSES):
+        if attempt:
+            time.sleep(PAUSE)
+        finding = _move(cursor, sequence, terms)
         if finding.obstacle or not finding.is_behind:
             return finding
-        finding = _move(cursor, sequence, terms)
-        if finding.is_behind and not finding.obstacle:
-            time.sleep(PAUSE)
-    return _blocked(finding) if finding.is_behind and not finding.obstacle else finding
+    return _blocked(finding)
 
 
 def _move(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
@@ -131,7 +138,7 @@ def _blocked(finding: Finding) -> Finding:
 RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
-    SELECT pg_catalog.{aggregate}({column})::pg_catalog.numeric
+    SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
     FROM {only} {table}
     WHERE {column} {at_least} {next_value})"""
 
@@ -214,6 +221,7 @@ def _free(cursor: Cursor, finding: Finding) -> int | None:
             only="" if key.is_partitioned else "ONLY",
             table=key.quoted_table,
             next_value=finding.next_value,
+            cast=key.cast,
         )
         for key in sequence.keys
     ]

@@ -103,7 +103,8 @@ class Finding:
 # The last but one save a third of the time that it takes to plan a question to the catalogue.
 SETTINGS = """
     SELECT pg_catalog.set_config(own.name, own.value, true)
-    FROM (VALUES ('search_path', 'pg_catalog'),
+    FROM (VALUES ('safemigrate.path', pg_catalog.current_schemas(true)::pg_catalog.text),
+                 ('search_path', 'pg_catalog'),
                  ('lock_timeout', %s::pg_catalog.text),
                  ('row_security', 'off'),
                  ('quote_all_identifiers', 'off'),
@@ -174,7 +175,7 @@ GLIMPSE = """
     FROM {sequence} AS v"""
 GLIMPSE_OF_KEY = "(SELECT pg_catalog.{aggregate}({column}) FROM {only} {table})"
 KEY = """(
-        SELECT pg_catalog.{aggregate}({column})::pg_catalog.numeric
+        SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
         FROM {only} {table}
         WHERE {column} BETWEEN '{lowest}'::{bound} AND '{highest}'::{bound} {unless})"""
 REPEATS = """
@@ -282,7 +283,10 @@ def _glimpse(sequence: Sequence) -> str:
 
 
 def _is_plain(sequence: Sequence) -> bool:
-    return sequence.is_readable and all(key.is_indexed for key in sequence.keys)
+    # A partitioned table takes as long to plan for a glance as for the exact state.
+    return sequence.is_readable and all(
+        key.is_indexed and not key.is_partitioned and not key.cast for key in sequence.keys
+    )
 
 
 def _is_visible(sequence: Sequence) -> bool:
@@ -331,7 +335,8 @@ def _extreme(key: Key, sequence: Sequence, terms: Terms) -> str:
         table=key.quoted_table,
         lowest=sequence.lowest,
         highest=sequence.highest,
-        bound="pg_catalog.numeric" if key.type == "numeric" else "pg_catalog.int8",
+        bound=f"pg_catalog.{key.type}" if key.type in ("numeric", "oid") else "pg_catalog.int8",
+        cast=key.cast,
         unless="" if is_free else UNLESS_LARGE.format(weight=_weight(key), small=SMALL),
     )
 

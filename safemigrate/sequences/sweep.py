@@ -10,9 +10,9 @@ from django.db import Error
 
 from safemigrate import driver
 
-from .catalogue import LISTING, Feed, Hinders, Sequence, list_feeds, sequences_of
-from .resync import resync
-from .state import USUAL, Finding, Terms, check, checking, obstacle_of
+from .catalogue import LISTING, Feed, Hinders, Sequence, list_feeds, nameless, sequences_of
+from .resync import move_past
+from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # So many checks share a transaction: more would spare few round trips and take more of the server's
 # shared lock table, whose default size is 6,400.
 CHUNK = 500
+# One second is waited once, and not for each of many locked tables.
+SHORT_WAIT = "50ms"
 
 CURRENT_SCHEMAS = """
     SELECT n::pg_catalog.text AS name
@@ -49,11 +51,12 @@ SWEEP = """
 DO $sweep$
 DECLARE
     feed pg_catalog.record;
+    largest pg_catalog.numeric;
     is_in_sync pg_catalog.bool;
-    suspects pg_catalog.oid[] := '{{}}';
+    suspects pg_catalog.oid[] := '{}';
 BEGIN
     FOR feed IN
-        WITH RECURSIVE feed AS MATERIALIZED ({listing}),
+        WITH RECURSIVE feed AS MATERIALIZED (LISTING),
         leaf (sequence, relation, attribute, name) AS (
             SELECT f.sequence, f.relation, f.attribute, a.attname
             FROM feed AS f
@@ -67,11 +70,10 @@ BEGIN
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.inhrelid AND a.attname = l.name
         )
         SELECT l.sequence, pg_catalog.quote_ident(l.name) AS column_name,
-               pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS table_name,
-               pg_catalog.format('%%I.%%I', sn.nspname, s.relname) AS sequence_name,
+               pg_catalog.format('%I.%I', n.nspname, c.relname) AS table_name,
                q.seqincrement AS increment,
                CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
-               CASE WHEN q.seqincrement > 0 THEN '<' ELSE '>' END AS is_short_of,
+               pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
                c.relkind = 'r' AND x.is_indexed
                AND (c.relowner = me.oid OR me.rolsuper AND owner.rolsuper OR NOT x.has_code)
                AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
@@ -107,18 +109,19 @@ BEGIN
         IF feed.is_plain THEN
             BEGIN
                 EXECUTE pg_catalog.format(
-                    'SELECT COALESCE((SELECT pg_catalog.%%s(%%s) FROM ONLY %%s)::numeric %%s '
-                    'v.last_value::pg_catalog.numeric + CASE WHEN v.is_called THEN %%s ELSE 0 END, '
-                    'true) FROM %%s AS v',
-                    feed.farthest, feed.column_name, feed.table_name, feed.is_short_of,
-                    feed.increment, feed.sequence_name
-                ) INTO is_in_sync;
+                    'SELECT pg_catalog.%s(%s)::pg_catalog.numeric FROM ONLY %s',
+                    feed.farthest, feed.column_name, feed.table_name
+                ) INTO largest;
+                -- The last value is null where the sequence was never drawn from.
+                is_in_sync := COALESCE(
+                    feed.sign * (largest - feed.increment
+                                 - pg_catalog.pg_sequence_last_value(feed.sequence)) < 0,
+                    largest IS NULL);
                 RAISE EXCEPTION USING ERRCODE = 'SM000';
             EXCEPTION
                 WHEN SQLSTATE 'SM000' THEN NULL;
                 WHEN lock_not_available THEN
-                    -- One second is waited once, and not for each of many.
-                    PERFORM pg_catalog.set_config('lock_timeout', '50ms', true);
+                    PERFORM pg_catalog.set_config('lock_timeout', 'SHORT_WAIT', true);
                     is_in_sync := false;
                 WHEN OTHERS THEN
                     is_in_sync := false;
@@ -130,8 +133,17 @@ BEGIN
     END LOOP;
     PERFORM pg_catalog.set_config('safemigrate.suspects', suspects::pg_catalog.text, true);
 END $sweep$
+""".replace("SHORT_WAIT", SHORT_WAIT).replace(
+    "LISTING",
+    LISTING.replace("%(schemas)s", "pg_catalog.current_setting('safemigrate.schemas')").replace(
+        "%(tables)s", "'{}'"
+    ),
+)
+# No name is ever a part of the block's text, where it might end it.
+SCHEMAS_TO_SWEEP = """
+    SELECT pg_catalog.set_config(
+        'safemigrate.schemas', %s::pg_catalog.text[]::pg_catalog.text, true)
 """
-QUOTED = "SELECT pg_catalog.format('%%L', %s::pg_catalog.text[]) AS quoted"
 SUSPECTS = """
     SELECT pg_catalog.current_setting('safemigrate.suspects')::pg_catalog.oid[] AS suspects
 """
@@ -196,9 +208,8 @@ def _suspects(connection: BaseDatabaseWrapper, schemas: Iterable[str] | None) ->
     names = list(all_schemas(connection) if schemas is None else schemas)
     try:
         with checking(connection) as cursor:
-            quoted = cursor.row(QUOTED, [names]).quoted
-            listing = LISTING.replace("%(schemas)s", quoted).replace("%(tables)s", "'{}'")
-            cursor.execute(SWEEP.format(listing=listing).replace("%%", "%"))
+            cursor.execute(SCHEMAS_TO_SWEEP, [names])
+            cursor.execute(SWEEP)
             suspects = set(cursor.row(SUSPECTS).suspects)
             if not suspects:
                 return []
@@ -233,32 +244,36 @@ def survey(
 
 
 def _checked(
-    connection: BaseDatabaseWrapper, feeds: Rows[list[Feed]], terms: Terms
+    connection: BaseDatabaseWrapper,
+    feeds: Rows[list[Feed]],
+    terms: Terms,
+    lock_timeout: str = "1s",
 ) -> list[Finding]:
     """Check sequences together; where that fails, by halves."""
     sequences: list[Sequence] = []
     try:
-        with checking(connection) as cursor:
+        with checking(connection, lock_timeout=lock_timeout) as cursor:
             sequences = sequences_of(cursor, feeds)
             return check(cursor, sequences, terms)
-    except Error as error:
+    except (Error, UnicodeDecodeError) as error:
         if driver.is_closed(connection):
             raise
-        if len(sequences) == 1:
-            return [Finding(sequences[0], obstacle=obstacle_of(error))]
         if len(feeds) == 1:
-            raise
+            sequence = sequences[0] if sequences else nameless(feeds[0][0].sequence)
+            return [Finding(sequence, obstacle=obstacle_of(error))]
+        if driver.sqlstate(error) == LOCK_NOT_AVAILABLE:
+            lock_timeout = SHORT_WAIT
     half = len(feeds) // 2
     return [
-        *_checked(connection, feeds[:half], terms),
-        *_checked(connection, feeds[half:], terms),
+        *_checked(connection, feeds[:half], terms, lock_timeout),
+        *_checked(connection, feeds[half:], terms, lock_timeout),
     ]
 
 
 def _moved(connection: BaseDatabaseWrapper, finding: Finding, terms: Terms) -> Finding:
     try:
         with checking(connection) as cursor:
-            return resync(cursor, finding.sequence, terms)
+            return move_past(cursor, finding.sequence, terms)
     except Error as error:
         if driver.is_closed(connection):
             raise
