@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.db import NotSupportedError, ProgrammingError
+
 from safemigrate import driver
 
 from .catalogue import CONSTRAINT, IS_LOST, Hinders, Obstacle, feeds_of_table, sequences_of
@@ -149,7 +151,11 @@ def checking_table(
 ) -> Iterator[tuple[Cursor, int | None]]:
     """Give a cursor for checks and the oid of ``table``, looked up as a statement would."""
     with driver.aside(connection) as cursor:
-        oid = cursor.row(RESOLVE, [table]).oid
+        try:
+            oid = cursor.row(RESOLVE, [table]).oid
+        except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
+            yield cursor, None
+            return
         cursor.execute(SETTINGS, [None])
         yield cursor, oid
 

@@ -167,7 +167,7 @@ def test_nothing_to_recheck(database: str, table: str) -> None:
     assert recheck(connection, table, is_unchecked=False, move=True) is None
 
 
-@pytest.mark.parametrize("table", ['"unclosed', "", "#", "a b"])
+@pytest.mark.parametrize("table", ["a.b.c.d", "x.y.z", '"unclosed', "", "#", "a b"])
 def test_a_name_that_is_none(database: str, table: str) -> None:
     """As text of a statement that was misread: no error that the run would see as ours."""
     execute("BEGIN")
