@@ -10,7 +10,16 @@ from django.db import Error
 
 from safemigrate import driver
 
-from .catalogue import LISTING, Feed, Hinders, Sequence, list_feeds, nameless, sequences_of
+from .catalogue import (
+    CODE_OF_OTHERS,
+    LISTING,
+    Feed,
+    Hinders,
+    Sequence,
+    list_feeds,
+    nameless,
+    sequences_of,
+)
 from .resync import move_past
 from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
 
@@ -75,7 +84,7 @@ BEGIN
                CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
                pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
                c.relkind = 'r' AND x.is_indexed
-               AND (c.relowner = me.oid OR me.rolsuper AND owner.rolsuper OR NOT x.has_code)
+               AND (NOT x.has_code OR CODE_OF_OTHERS IS NULL)
                AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE')
                AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT')
@@ -87,8 +96,6 @@ BEGIN
         JOIN pg_catalog.pg_class AS s ON s.oid = l.sequence
         JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
         JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = s.oid
-        JOIN pg_catalog.pg_roles AS me ON me.rolname = CURRENT_USER
-        JOIN pg_catalog.pg_roles AS owner ON owner.oid = c.relowner
         CROSS JOIN LATERAL (
             SELECT COALESCE(pg_catalog.bool_or(
                        i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = l.attribute
@@ -133,12 +140,15 @@ BEGIN
     END LOOP;
     PERFORM pg_catalog.set_config('safemigrate.suspects', suspects::pg_catalog.text, true);
 END $sweep$
-""".replace("SHORT_WAIT", SHORT_WAIT).replace(
-    "LISTING",
-    LISTING.replace("%(schemas)s", "pg_catalog.current_setting('safemigrate.schemas')").replace(
-        "%(tables)s", "'{}'"
+"""
+for _part, _text in {
+    "SHORT_WAIT": SHORT_WAIT,
+    "CODE_OF_OTHERS": CODE_OF_OTHERS.replace("l.members", "ARRAY[c.oid]"),
+    "LISTING": LISTING.replace("%(tables)s", "'{}'").replace(
+        "%(schemas)s", "pg_catalog.current_setting('safemigrate.schemas')"
     ),
-)
+}.items():
+    SWEEP = SWEEP.replace(_part, _text)
 # No name is ever a part of the block's text, where it might end it.
 SCHEMAS_TO_SWEEP = """
     SELECT pg_catalog.set_config(

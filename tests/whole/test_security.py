@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from safemigrate.sequences.sweep import sweep
 from tests.support.databases import execute, next_value, value
 
 if TYPE_CHECKING:
@@ -203,3 +204,16 @@ def test_forced(mallory: None) -> None:
     call_command("resyncsequences", "--all-schemas", "--force", stdout=io.StringIO())
     execute("SET search_path = pg_catalog")
     assert next_value("mallory.with_index_id_seq") == 8
+
+
+@pytest.mark.parametrize("is_ours", [False, True], ids=["tables of others", "tables of our own"])
+def test_a_superuser_s_sweep_runs_nothing_of_others(mallory: None, is_ours: bool) -> None:
+    """Whose the table is says nothing: what counts is whose the function in its index is."""
+    for table in trapped() if is_ours else ():
+        execute(f"ALTER TABLE mallory.{table} OWNER TO SESSION_USER")
+    execute("SELECT setval('mallory.alarm', 1, false)")
+    found = [finding for chunk in sweep(connection) for finding in chunk]
+    assert not has_rung()
+    statuses = {key.table: finding.status for finding in found for key in finding.sequence.keys}
+    assert {statuses[table] for table in untrapped()} == {"resynced"}
+    assert {statuses[table] for table in trapped()} == {"unknown"}
