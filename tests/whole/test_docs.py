@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 EXAMPLE = ROOT / "example_project"
+MADE_BY_THE_EXAMPLE = "made by manage.py demo, which drops it without asking"
 LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "yaml"}
 INSTRUCTIONS = {"COPY", "CMD", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
 # What the runbook quotes of others: Django, PostgreSQL.
@@ -84,6 +85,7 @@ class Shop:
 
 @pytest.fixture
 def empty_shop(database: str) -> Shop:
+    execute(f"COMMENT ON DATABASE {database} IS '{MADE_BY_THE_EXAMPLE}'")
     return Shop(database, EXAMPLE)
 
 
@@ -101,6 +103,7 @@ def migrated(databases: Databases) -> Iterator[str]:
 def shop(databases: Databases, migrated: str, tmp_path: Path) -> Iterator[Shop]:
     connection.close()
     with databases.bound("default", migrated) as name:
+        execute(f"COMMENT ON DATABASE {name} IS '{MADE_BY_THE_EXAMPLE}'")
         yield Shop(name, tmp_path)
 
 
@@ -190,7 +193,7 @@ def test_the_json_document(databases: Databases, migrated: str) -> None:
     name = databases.create(migrated)
     with binding("default", name):
         shop = Shop(name, EXAMPLE)
-        shop.types("python manage.py fallbehind django_content_type")
+        shop.types("python manage.py fallbehind django_content_type --this-database")
         (command,) = [
             each.text
             for each in blocks("sh")
