@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ class Shop:
     def runs(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run code as ``manage.py shell`` would."""
         (self.folder / "typed.py").write_text(f"import django; django.setup()\n{code}")
-        return self.types(f"PYTHONPATH=$PYTHONPATH:{EXAMPLE} python typed.py")
+        return self.types(f"PYTHONPATH=$PYTHONPATH:{shlex.quote(str(EXAMPLE))} python typed.py")
 
     def follows(self, session: Block) -> None:
         """Type the commands of a session, and see that the lines it shows come, in order."""
@@ -142,7 +143,8 @@ def test_dockerfile(block: Block) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python(shop: Shop, block: Block) -> None:
-    dump = f"python {EXAMPLE / 'manage.py'} dumpdata shop.tag --output shop.json --verbosity 0"
+    manage = shlex.quote(str(EXAMPLE / "manage.py"))
+    dump = f"python {manage} dumpdata shop.tag --output shop.json --verbosity 0"
     assert shop.types(dump).returncode == 0
     expected = re.search(r"# (\w+Error): … (\S+) … (.*)$", block.text, re.MULTILINE)
     done = shop.runs(block.text)
