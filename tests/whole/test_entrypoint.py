@@ -202,7 +202,10 @@ def test_only_the_url_says_which_database(empty_database: str) -> None:
         "PGDATABASE": "precious",
         "PGUSER": "nobody",
     }
-    for command in (["migrate", "--verbosity", "0"], ["fallbehind", "django_migrations"]):
+    for command in (
+        ["migrate", "--verbosity", "0"],
+        ["fallbehind", "django_migrations", "--this-database"],
+    ):
         done = subprocess.run(
             [sys.executable, EXAMPLE / "manage.py", *command],
             env=environment(empty_database) | astray,
