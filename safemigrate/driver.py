@@ -6,7 +6,10 @@ those see the statements that ``migrate`` would have sent, and no others.
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error
@@ -45,6 +48,14 @@ class Cursor:
         rows = self.rows(sql, params)
         return rows[0] if rows else None
 
+    def last_row(self, sql: str, params: Any = None) -> Any:
+        """Return the first row of the last one of several statements."""
+        with self._wrap_errors:
+            self._cursor.execute(sql, params)
+            while is_psycopg3 and self._cursor.nextset():  # psycopg2 is at the last one anyway
+                pass
+            return self._cursor.fetchone()
+
     def close(self) -> None:
         self._cursor.close()
 
@@ -78,6 +89,26 @@ def transaction_status(connection: BaseDatabaseWrapper) -> int:
 
 def is_closed(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is None or bool(connection.connection.closed)
+
+
+@contextmanager
+def deadline(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
+    """Cut the connection if the block takes longer; what waits for the server then fails.
+
+    Neither driver has a time limit of the client's for a statement.
+    """
+    if seconds is None:
+        yield
+        return
+    with socket.socket(fileno=os.dup(connection.connection.fileno())) as ours:
+        timer = Timer(seconds, ours.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 @contextmanager

@@ -49,7 +49,9 @@ class Migration(migrations.Migration):
         AddIndexConcurrently("item", models.Index(fields=["name"], name="item_by_name")),
     ]
 """
-HOLDING = "with turn(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+HOLDING = (
+    "with migration_lock(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+)
 
 
 class Fleet:
@@ -136,18 +138,18 @@ def somebody_migrating() -> Iterator[subprocess.Popen[str]]:
 
 def test_patience_ends_in_an_error_for_the_operator(project: Project) -> None:
     with somebody_migrating() as holder:
-        with pytest.raises(CommandError, match=f"migrated by process {holder.pid} on .*") as raised:
+        with pytest.raises(CommandError, match=f"held by process {holder.pid} on .*") as raised:
             project.migrate(command="safemigrate", lock_wait=0)
         assert "--lock-wait" in str(raised.value)
 
 
 @pytest.mark.parametrize("options", [{"no_lock": True}, {"plan": True}])
-def test_what_takes_no_turn_does_not_wait(project: Project, options: dict[str, Any]) -> None:
+def test_what_takes_no_lock_does_not_wait(project: Project, options: dict[str, Any]) -> None:
     with somebody_migrating():
         assert project.migrate(command="safemigrate", lock_wait=0, **options)
 
 
-def test_a_lost_turn_is_a_warning(project: Project) -> None:
+def test_a_lock_lost_at_the_end_is_a_warning(project: Project) -> None:
     holder = "application_name LIKE 'safemigrate %' AND datname = current_database()"
 
     def lose(apps: Any, editor: Any) -> None:

@@ -1,4 +1,4 @@
-"""Taking turns through PgBouncer in transaction pooling, where a session is nobody's own."""
+"""The migration lock through PgBouncer in transaction pooling, where a session is nobody's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed"),
 ]
 
-# As many server connections as a run needs: of one pool, one holds the turn and one migrates.
+# As many server connections as a run needs: of one pool, one holds the lock and one migrates.
 CONFIGURATION = """
 [databases]
 * = {server}
@@ -85,11 +85,11 @@ def _server() -> str:
     return " ".join(f"{name}='{settings[key]}'" for name, key in names.items() if settings[key])
 
 
-def test_runs_take_turns_and_strand_nothing(bouncer: dict[str, Any]) -> None:
+def test_runs_wait_for_each_other_and_strand_nothing(bouncer: dict[str, Any]) -> None:
     execute("CREATE TABLE visits (at timestamptz DEFAULT clock_timestamp(), entered boolean)")
     code = """
 from django.db import transaction
-with turn(connection, patience=60, tell=tell) as held, transaction.atomic():
+with migration_lock(connection, patience=60, tell=tell) as held, transaction.atomic():
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO visits (entered) VALUES (true)")
         time.sleep(0.5)
@@ -114,7 +114,7 @@ def settings():
         cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [{names}])
         return cursor.fetchall()
 before = settings()
-with turn(connection, patience=0, tell=tell), transaction.atomic():
+with migration_lock(connection, patience=0, tell=tell), transaction.atomic():
     assert settings() == before
 for _ in range(2):
     assert settings() == before, settings()
@@ -125,8 +125,8 @@ say("same")
 
 
 def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
-    holding = "with turn(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
-    code = "with turn(connection, patience=60, tell=say) as held: say(held.taken)"
+    holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    code = "with migration_lock(connection, patience=60, tell=say) as held: say(held.taken)"
     with ExitStack() as stack:
         holder = stack.enter_context(running(holding, **bouncer))
         assert holder.stdout is not None
