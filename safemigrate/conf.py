@@ -7,12 +7,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 def max_retries() -> int:
-    """``SAFEMIGRATE_MAX_RETRIES``: how often one statement is repeated for one table (3)."""
+    """``SAFEMIGRATE_MAX_RETRIES``: how often a statement that failed is retried (3)."""
     return _whole_number("SAFEMIGRATE_MAX_RETRIES", 3)
 
 
 def heal() -> bool:
-    """``SAFEMIGRATE_HEAL``: whether anything is touched at all (True), or only diagnosed."""
+    """``SAFEMIGRATE_HEAL``: whether anything is changed (True), or only noted."""
     return _flag("SAFEMIGRATE_HEAL")
 
 

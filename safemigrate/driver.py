@@ -31,7 +31,8 @@ class Cursor:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._wrap_errors = connection.wrap_database_errors
-        self._cursor = _plain_cursor(connection.connection)
+        with self._wrap_errors:
+            self._cursor = _plain_cursor(connection.connection)
 
     def execute(self, sql: str, params: Any = None) -> None:
         with self._wrap_errors:

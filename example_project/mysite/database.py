@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import stat
 import warnings
@@ -17,28 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENGINE = "django.db.backends.postgresql"
-LIBPQ_NAMES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+# With these libpq would lead the example to another server, even past the host that is named.
+LEADING_ASTRAY = """
+    PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGSERVICE PGSERVICEFILE PGOPTIONS
+""".split()
 
 
 def default_database(state: Path) -> dict[str, Any]:
-    """Return DATABASES["default"]: DATABASE_URL, else libpq's PG*, else a server in `state`."""
+    """Return DATABASES["default"]: that of DATABASE_URL, or else of a server in `state`."""
+    for name in LEADING_ASTRAY:
+        os.environ.pop(name, None)
     if url := os.environ.get("DATABASE_URL"):
         database = dict(dj_database_url.parse(url))
-    elif any(os.environ.get(name) for name in LIBPQ_NAMES):
-        database = _from_libpq_environment()
     else:
         database = _embedded(state)
     if name := os.environ.get("SHOP_DATABASE"):  # another database of the same server
         database["NAME"] = name
     return database
-
-
-def _from_libpq_environment() -> dict[str, Any]:
-    """Name only what Django insists on; libpq reads the rest of the environment itself."""
-    if service := os.environ.get("PGSERVICE"):
-        return {"ENGINE": ENGINE, "OPTIONS": {"service": service}}
-    user = os.environ.get("PGUSER") or getpass.getuser()
-    return {"ENGINE": ENGINE, "NAME": os.environ.get("PGDATABASE") or user}
 
 
 def _embedded(state: Path) -> dict[str, Any]:

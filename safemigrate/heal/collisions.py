@@ -10,7 +10,7 @@ from django.db import IntegrityError
 
 from safemigrate import driver
 from safemigrate.report import chain
-from safemigrate.sequences.resync import resync_constraint
+from safemigrate.sequences.resync import has_lost_default, resync_constraint
 from safemigrate.sqltext import words_of_one_statement
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from safemigrate.sequences.resync import Feeding
 
 VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
+NOT_NULL_VIOLATION = "23502"
 PRIMARY_KEY_IN_TEXT = re.compile(r'"((?:[^"]|"")+)_pkey"')
 WRITING = frozenset({"insert", "update", "merge"})
 DUPLICATES = (
@@ -33,6 +34,10 @@ CONCURRENT_DDL = (
 GENUINE = (
     "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement "
     "supplied this value itself, or a trigger or function that it calls."
+)
+LOST_DEFAULT = (
+    "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
+    "it. No sequence is behind: give the column its identity or default back."
 )
 LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check"
 
@@ -137,13 +142,24 @@ class Judge:
                 continue
             collision = collision_of(error)
             if collision is None:
-                continue
-            if driver.is_closed(self._connection) or (
-                driver.transaction_status(self._connection) != driver.IDLE
-            ):
+                self._explain_null(error)
+            elif not self._is_idle():
                 self._explain(error, LATER.format(table=collision))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")
+
+    def _is_idle(self) -> bool:
+        return not driver.is_closed(self._connection) and (
+            driver.transaction_status(self._connection) == driver.IDLE
+        )
+
+    def _explain_null(self, error: BaseException) -> None:
+        diag = driver.diagnostics(error)
+        if diag and driver.sqlstate(error) == NOT_NULL_VIOLATION and self._is_idle():
+            where = diag.schema_name, diag.table_name, diag.column_name
+            if has_lost_default(self._connection, *where):
+                table = f"{diag.schema_name}.{diag.table_name}"
+                self._explain(error, LOST_DEFAULT.format(table=table, column=diag.column_name))
 
     def _explain(self, error: BaseException, text: str) -> None:
         self._audience.explain(error, text)

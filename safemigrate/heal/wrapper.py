@@ -11,7 +11,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from safemigrate import driver
 from safemigrate.report import Audience
-from safemigrate.sequences.recheck import recheck
+from safemigrate.sequences.resync import recheck
 from safemigrate.sequences.sweep import current_schemas, sweep
 
 from .collisions import Judge, why_not_retried

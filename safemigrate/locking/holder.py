@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAME_LENGTH = 63
 NAME = re.compile(
-    r"safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>\d+) (?P<host>.*)", re.ASCII
+    r"safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)", re.ASCII
 )
 
 # Of other roles' sessions everyone is shown the role and the application's name, and no more. The

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 # The first of the lock's two numbers; the second is that of the schema of django_migrations.
 KEY = int.from_bytes(b"safe", "big")
-# With the lock held, the other connection's first answer: at least, and at most, so many seconds.
-SHORTEST_ANSWER, LONGEST_ANSWER = 2.0, 30.0
+# So many seconds an answer may take in any case; and the first one that a pooler has to send.
+SHORTEST_ANSWER, LONGEST_ANSWER = 5.0, 30.0
 
 Address = tuple[str, ...]
 
@@ -121,7 +121,11 @@ class MigrationLock:
 
 @contextmanager
 def migration_lock(
-    connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
+    connection: BaseDatabaseWrapper,
+    *,
+    patience: float,
+    tell: Callable[[str], None],
+    watches_at_once: bool = True,
 ) -> Iterator[MigrationLock]:
     """
     Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
@@ -143,7 +147,7 @@ def migration_lock(
             with ExitStack() as stack:
                 stack.enter_context(_known(lock.token, connection))
                 stack.enter_context(on_connecting(lock.follow))
-                stack.enter_context(lock.watching())
+                stack.enter_context(watching(connection, at_once=watches_at_once))
                 yield held
         finally:
             held.lost = not lock.release()
@@ -243,7 +247,9 @@ SELECT pg_catalog.set_config('safemigrate.schema', coalesce(
 SELECT pg_catalog.set_config(own.name, own.value, true)
   FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS own (name, value)
  WHERE pg_catalog.current_setting(own.name, true) IS NOT NULL;
-SELECT key.schema, pg_catalog.pg_try_advisory_xact_lock(%s, key.schema) AS is_taken
+SELECT key.schema,
+       pg_catalog.pg_backend_pid() AS backend,
+       pg_catalog.pg_try_advisory_xact_lock(%s, key.schema) AS is_taken
   FROM pg_catalog.hashtext(pg_catalog.current_setting('safemigrate.schema')) AS key (schema)
 """
 
@@ -286,6 +292,7 @@ class _Lock:
         self.token = f"{self.process}_{secrets.token_hex(4)}"
         self.rival: Holder | None = None
         self.is_given_up = False
+        self.is_pooled = False
         self.role = migrating.settings_dict["OPTIONS"].get("assume_role")
         self.twin = twin(migrating)
         self.twin.settings_dict["OPTIONS"].setdefault("keepalives_idle", 60)
@@ -315,6 +322,8 @@ class _Lock:
             if self.rival:
                 self._let_finish(self.rival, telling)
             self._retrying(lambda _: False, telling)(self._reconnect)
+        if holder is None:
+            self._prove()
         return holder is None
 
     def _retrying(
@@ -374,6 +383,7 @@ class _Lock:
         role = {"role": self.role} if self.role else {}
         with driver.deadline(self.twin, patience), driver.cursor(self.twin) as ours:
             asked = ours.last_row(BEGIN_AND_TRY, [json.dumps(role), json.dumps(local), KEY])
+            self.is_pooled = asked.backend != driver.backend_pid(self.twin.connection)
             if asked.is_taken:
                 return None
             holder = holder_of(ours, (KEY, asked.schema))
@@ -407,19 +417,20 @@ class _Lock:
             raise _TryAgainError from OperationalError("the migrating connection was lost")
         self.follow(connection)
 
-    # Holding it.
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the migrating session; its first statement shows that there are two connections."""
+    def _prove(self) -> None:
+        """See to it that a pooler lends a second connection while the lock keeps the first."""
+        connection = self.migrating
+        if not self.is_pooled or connection.in_atomic_block:
+            return
         patience = min(max(self.patience, SHORTEST_ANSWER), LONGEST_ANSWER)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(watching(self.migrating, patience=patience))
-            except Error as error:
-                self.migrating.close()
-                raise LockUnavailableError(self.alias, error) from error
-            yield
+        try:
+            with driver.deadline(connection, patience), driver.cursor(connection) as ours:
+                ours.execute("SELECT 1")
+        except Error as error:
+            connection.close()
+            raise LockUnavailableError(self.alias, error) from error
+
+    # Holding it.
 
     def follow(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         """Show the waiting the backend of a migrating connection that was opened anew."""

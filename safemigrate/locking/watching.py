@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error
 from django.db.backends.signals import connection_created
+from django.db.models.signals import pre_migrate
 
 from safemigrate import driver
 
@@ -31,45 +32,47 @@ SELECT pg_catalog.set_config('client_connection_check_interval', '0', false)
 
 
 @contextmanager
-def watching(connection: BaseDatabaseWrapper, *, patience: float | None = None) -> Iterator[None]:
+def watching(connection: BaseDatabaseWrapper, *, at_once: bool = True) -> Iterator[None]:
     """
     Let the server end this session's statement, uncommitted, once its client is gone.
 
     Without it a killed run's statement goes on and commits. PostgreSQL 14 and later, where the
     platform has it; of a connection in a transaction, or behind a pooler, the server is not asked.
-    Connections that the alias opens in the meantime are watched too. Raises the connection's error
-    if its first statement isn't answered within ``patience`` seconds.
+    Not ``at_once`` means from the moment that ``migrate`` has a plan, so that a run with nothing
+    to do sends nothing. Connections that the alias opens in the meantime are watched too.
     """
     process = os.getpid()
     watched: list[Any] = []
 
     def watch(connection: BaseDatabaseWrapper, **_: object) -> None:
-        with suppress(Error):
-            _watch(connection)
-
-    def _watch(connection: BaseDatabaseWrapper) -> None:
         if connection.alias == alias and _set(connection, WATCH_THE_CLIENT):
             watched.append(connection.connection)
 
+    def watch_a_plan(using: str, plan: Any, **_: object) -> None:
+        if plan and using == alias and not watched:
+            watch(connection)
+
     alias = connection.alias
     connection.ensure_connection()
-    with driver.deadline(connection, patience):
-        _watch(connection)
+    if at_once:
+        watch(connection)
+    pre_migrate.connect(watch_a_plan)
     try:
-        with on_connecting(watch):
+        with on_connecting(watch) if at_once else nullcontext():
             yield
     finally:
+        pre_migrate.disconnect(watch_a_plan)
         if os.getpid() == process and connection.connection in watched:
-            with suppress(Error):
-                _set(connection, STOP_WATCHING)
+            _set(connection, STOP_WATCHING)
 
 
 def _set(connection: BaseDatabaseWrapper, sql: str) -> bool:
     """Send a setting past Django, wrappers and query log; return whether the server took it."""
     if connection.in_atomic_block or not connection.autocommit:
         return False
-    with driver.cursor(connection) as ours:
+    with suppress(Error), driver.cursor(connection) as ours:
         return bool(ours.rows(sql, [driver.backend_pid(connection.connection)]))
+    return False
 
 
 @contextmanager

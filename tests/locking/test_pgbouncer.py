@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ auth_type = any
 pool_mode = transaction
 server_login_retry = 1
 client_login_timeout = 120
-default_pool_size = 2
+default_pool_size = {pool_size}
 {user}
 """
 ADVISORY_LOCKS = """
@@ -53,11 +53,21 @@ SELECT count(*)
 @pytest.fixture(scope="module")
 def bouncer() -> Iterator[dict[str, str]]:
     """What to change in the settings of an alias, so that it goes through PgBouncer."""
+    with bouncing() as settings:
+        yield settings
+
+
+@contextmanager
+def bouncing(pool_size: int = 2) -> Iterator[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))  # a socket's path has to be short
     user = _system_user()
     (folder / "ini").write_text(
         CONFIGURATION.format(
-            server=_server(), port=PORT, folder=folder, user=f"user = {user}" if user else ""
+            server=_server(),
+            port=PORT,
+            folder=folder,
+            pool_size=pool_size,
+            user=f"user = {user}" if user else "",
         )
     )
     if user:
@@ -136,4 +146,38 @@ def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
         assert f"process {holder.pid} on " in waiter.stdout.readline()
         holder.kill()
         assert finish(waiter) == "True\n"
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_a_pool_of_one_is_told_apart_within_the_patience() -> None:
+    code = """
+from safemigrate.locking.lock import LockUnavailableError
+try:
+    with migration_lock(connection, patience=1, tell=tell): say("taken")
+except LockUnavailableError as error:
+    say(error)
+"""
+    with bouncing(pool_size=1) as one, running(code, **one) as process:
+        said = finish(process)
+    assert "pool size" in said
+    assert "CONNECTION LIMIT" in said
+    assert "--no-lock" in said
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_behind_a_pooler_the_advice_is_to_end_the_process(bouncer: dict[str, Any]) -> None:
+    holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    code = """
+try:
+    with migration_lock(connection, patience=0, tell=tell): pass
+except LockTimeoutError as error:
+    say(error)
+"""
+    with ExitStack() as stack:
+        holder = stack.enter_context(running(holding, **bouncer))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        said = finish(stack.enter_context(running(code, **bouncer)))
+    assert f"end process {holder.pid} on " in said
+    assert "pg_terminate_backend" not in said
     eventually(lambda: value(ADVISORY_LOCKS) == 0)

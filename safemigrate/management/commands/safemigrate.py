@@ -210,7 +210,10 @@ class Command(BaseCommand):
         try:
             with (
                 migration_lock(
-                    connection, patience=choices.lock_wait, tell=self._tell_waiting
+                    connection,
+                    patience=choices.lock_wait,
+                    tell=self._tell_waiting,
+                    watches_at_once=False,
                 ) as mine,
                 checking_lock(self.migrate, connection, mine, self._tell_note),
             ):

@@ -23,6 +23,8 @@ class Command(BaseCommand):
     def handle(self, *, tables: list[str], all: bool, **options: Any) -> None:  # noqa: A002 - the option's name
         if all == bool(tables):
             raise CommandError("Name the tables whose sequences are to fall behind, or give --all.")
+        server = connection.settings_dict
+        self.stdout.write(f'Database "{server["NAME"]}" on {server["HOST"] or "this machine"}:')
         for sequence in _chosen(tables):
             set_back(connection, sequence)
             self.stdout.write(f"  {_describe(sequence)}")
