@@ -175,6 +175,11 @@ def diagnostics(error: BaseException) -> Any:
     return getattr(error.__cause__, "diag", None)
 
 
+def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether no signal handler of Python's runs while a statement does."""
+    return connection.vendor == "postgresql" and not is_psycopg3
+
+
 def commits_each_row(many: bool) -> bool:  # noqa: FBT001 - as Django's wrappers are told
     """Tell whether a failed statement may have committed a part: psycopg2's ``executemany()``."""
     return many and not is_psycopg3

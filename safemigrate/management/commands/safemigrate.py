@@ -20,6 +20,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
 from safemigrate.heal.block import Note, Report, Resync, healing_migrate
+from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.locked import checking_lock
@@ -150,8 +151,16 @@ class Command(BaseCommand):
             self.style = no_style()
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
-        with self._listening(options):
-            return self._run(_Choices.of(own), args, options)
+        try:
+            with self._listening(options):
+                return self._run(_Choices.of(own), args, options)
+        except Terminated:
+            self._tell_note("Ended by SIGTERM; what was not committed is rolled back.")
+            sys.exit(Terminated.status)
+        except KeyboardInterrupt:
+            if getattr(self, "_called_from_command_line", False):
+                raise KeyboardInterrupt from None  # without the way down to where it happened
+            raise
 
     @contextmanager
     def _listening(self, options: dict[str, Any]) -> Iterator[None]:
@@ -193,13 +202,16 @@ class Command(BaseCommand):
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_lock(options):
             choices = replace(choices, lock=False)
-        wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with (
-            self._locked(connection, choices),
-            self._healing(choices),
-            explaining_unrecorded(connection, self._tell_note),
-        ):
-            return self.migrate.execute(*args, **options)
+        with ending_on_signals(connection):
+            wait_for_database(
+                connection, patience=choices.wait_for_database, tell=self._tell_waiting
+            )
+            with (
+                self._locked(connection, choices),
+                self._healing(choices),
+                explaining_unrecorded(connection, self._tell_note),
+            ):
+                return self.migrate.execute(*args, **options)
 
     @contextmanager
     def _locked(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
