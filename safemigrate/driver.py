@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from django.db import Error
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 if TYPE_CHECKING:
@@ -168,6 +168,11 @@ def sqlstate(error: BaseException | None) -> str | None:
         if state := getattr(each, "sqlstate", None) or getattr(each, "pgcode", None):
             return str(state)
     return None
+
+
+def is_of_the_connection(error: BaseException) -> bool:
+    """Tell whether the server has not said it: psycopg2 reports a lost one in any class."""
+    return isinstance(error, (OperationalError, InterfaceError)) or sqlstate(error) is None
 
 
 def diagnostics(error: BaseException) -> Any:

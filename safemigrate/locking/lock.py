@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from django.db import Error, InterfaceError, OperationalError
+from django.db import Error, OperationalError
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -368,10 +368,8 @@ class _Lock:
         try:
             yield
         except Error as error:
-            # psycopg2 reports a lost connection as an error of any class.
-            is_lost = driver.is_closed(self.twin)
             self.close()
-            if is_lost or isinstance(error, (OperationalError, InterfaceError)):
+            if driver.is_of_the_connection(error):
                 raise _TryAgainError from error
             raise LockUnavailableError(self.alias, error) from error
 

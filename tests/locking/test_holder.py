@@ -9,7 +9,7 @@ from safemigrate.locking.holder import Holder, head
 from safemigrate.locking.lock import KEY, LockTimeoutError, migration_lock
 from tests.support.databases import execute, rows, value
 from tests.support.locks import HERE, holders, quiet
-from tests.support.runs import eventually, running
+from tests.support.runs import ROOT, eventually, running
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -53,6 +53,16 @@ def test_what_the_advice_ends_is_the_run() -> None:
             pytest.fail("it was taken")
         value("SELECT pg_terminate_backend(%s)", [raised.value.holder.worker])
         assert holder.wait(60) != 0
+
+
+def test_the_query_of_the_docs_finds_both_sessions() -> None:
+    docs = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    query = docs[docs.index("SELECT l.pid AS lock") :].partition("```")[0]
+    with running(SLEEPING):
+        [(worker,)] = eventually(lambda: rows(ASLEEP))
+        [(lock, name)] = holders()
+        [found] = rows(query)
+    assert (found[0], found[2], found[3], found[4]) == (lock, name, worker, "active")
 
 
 def test_a_worker_that_is_not_shown_is_ended_on_its_host() -> None:

@@ -58,12 +58,12 @@ def bouncer() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def bouncing(pool_size: int = 2) -> Iterator[dict[str, Any]]:
+def bouncing(pool_size: int = 2, server: str = "") -> Iterator[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))  # a socket's path has to be short
     user = _system_user()
     (folder / "ini").write_text(
         CONFIGURATION.format(
-            server=_server(),
+            server=server or _server(),
             port=PORT,
             folder=folder,
             pool_size=pool_size,
@@ -181,3 +181,19 @@ except LockTimeoutError as error:
     assert f"end process {holder.pid} on " in said
     assert "pg_terminate_backend" not in said
     eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_a_pooler_whose_server_is_down_is_waited_for_in_vain() -> None:
+    code = """
+from django.db import OperationalError
+from safemigrate.locking.wait import wait_for_database
+try:
+    wait_for_database(connection, patience=1, tell=tell)
+except OperationalError:
+    say("not there")
+"""
+    with (
+        bouncing(server="host=/nowhere") as cold,
+        running(code, **cold) as process,
+    ):
+        assert finish(process) == "not there\n"
