@@ -17,12 +17,12 @@ def heal() -> bool:
 
 
 def lock() -> bool:
-    """``SAFEMIGRATE_LOCK``: whether runs take turns with a database (True)."""
+    """``SAFEMIGRATE_LOCK``: whether a run takes the migration lock (True)."""
     return _flag("SAFEMIGRATE_LOCK")
 
 
 def lock_wait() -> int:
-    """``SAFEMIGRATE_LOCK_WAIT``: how many seconds to wait for one's turn (600)."""
+    """``SAFEMIGRATE_LOCK_WAIT``: how many seconds to wait for the migration lock (600)."""
     return _whole_number("SAFEMIGRATE_LOCK_WAIT", 600)
 
 

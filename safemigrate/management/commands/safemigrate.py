@@ -20,8 +20,10 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
 from safemigrate.heal.block import Note, Report, Resync, healing_migrate
-from safemigrate.locking.lock import LockError, Turn, turn
+from safemigrate.interrupt import Terminated, ending_on_signals
+from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
+from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines
 from safemigrate.management.unrecorded import explaining_unrecorded
 
@@ -93,13 +95,12 @@ class Command(BaseCommand):
         "lock_wait": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds while another safemigrate has its turn with the "
-            "database; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
+            "help": "Wait up to so many seconds while another safemigrate holds the migration "
+            "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
-            "help": "Take no turns with other runs. Default: the setting SAFEMIGRATE_LOCK, or "
-            "taking turns.",
+            "help": "Take no migration lock. Default: the setting SAFEMIGRATE_LOCK, or taking it.",
         },
         "wait_for_database": {
             "type": whole_number,
@@ -108,7 +109,7 @@ class Command(BaseCommand):
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
         },
     }
-    # Runs that write nothing take no turn.
+    # Runs that write nothing take no migration lock.
     options_that_only_read = ("plan", "check_unapplied")
 
     @cached_property
@@ -150,8 +151,16 @@ class Command(BaseCommand):
             self.style = no_style()
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
-        with self._listening(options):
-            return self._run(_Choices.of(own), args, options)
+        try:
+            with self._listening(options):
+                return self._run(_Choices.of(own), args, options)
+        except Terminated:
+            self._tell_note("Ended by SIGTERM; what was not committed is rolled back.")
+            sys.exit(Terminated.status)
+        except KeyboardInterrupt:
+            if getattr(self, "_called_from_command_line", False):
+                raise KeyboardInterrupt from None  # without the way down to where it happened
+            raise
 
     @contextmanager
     def _listening(self, options: dict[str, Any]) -> Iterator[None]:
@@ -185,43 +194,49 @@ class Command(BaseCommand):
                 "--executor=multiprocessing."
             )
 
-    def takes_turn(self, options: dict[str, Any]) -> bool:
+    def takes_lock(self, options: dict[str, Any]) -> bool:
         return not any(options.get(name) for name in self.options_that_only_read)
 
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         self._refuse_processes(options)
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
-        if not self.takes_turn(options):
+        if not self.takes_lock(options):
             choices = replace(choices, lock=False)
-        wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with (
-            self._turn(connection, choices),
-            self._healing(choices),
-            explaining_unrecorded(connection, self._tell_note),
-        ):
-            return self.migrate.execute(*args, **options)
+        with ending_on_signals(connection):
+            wait_for_database(
+                connection, patience=choices.wait_for_database, tell=self._tell_waiting
+            )
+            with (
+                self._locked(connection, choices),
+                self._healing(choices),
+                explaining_unrecorded(connection, self._tell_note),
+            ):
+                return self.migrate.execute(*args, **options)
 
     @contextmanager
-    def _turn(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
+    def _locked(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
         if not choices.lock:
             yield
             return
-        mine = Turn(taken=False)
+        mine = MigrationLock(taken=False)
         try:
-            with turn(
-                connection,
-                patience=choices.lock_wait,
-                tell=self._tell_waiting,
-                watches_at_once=False,
-            ) as mine:
+            with (
+                migration_lock(
+                    connection,
+                    patience=choices.lock_wait,
+                    tell=self._tell_waiting,
+                    watches_at_once=False,
+                ) as mine,
+                checking_lock(self.migrate, connection, mine, self._tell_note),
+            ):
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
         finally:
             if mine.lost:
-                self.stderr.write(
-                    "The connection that held this run's turn was lost on the way: another run "
-                    "may have migrated at the same time."
+                self._tell_note(
+                    "The migration lock was lost on the way: another run may have migrated at "
+                    "the same time."
                 )
 
     @contextmanager
