@@ -73,8 +73,19 @@ class Key:
         """A cast by which the column's values become what can be cast to numeric."""
         return "::pg_catalog.int8" if self.type == "oid" else ""
 
+    @property
+    def place(self) -> Place:
+        return Place(self.relation, self.attribute)
+
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}.{self.column}"
+
+
+class Place(NamedTuple):
+    """Where in the catalogue a column is."""
+
+    relation: int
+    attribute: int
 
 
 class Feed(NamedTuple):
@@ -283,7 +294,12 @@ own AS MATERIALIZED (
     JOIN pg_catalog.pg_class AS s ON s.oid = f.sequence AND s.relkind = 'S'
 )
 SELECT f.sequence, f.relation, f.attribute, f.is_bare,
-       f.relation = ANY (ARRAY (SELECT l.oid FROM lineage AS l)) AS is_own
+       f.relation = ANY (ARRAY (SELECT l.oid FROM lineage AS l)) AS is_own,
+       EXISTS (
+           SELECT FROM pg_catalog.pg_index AS i
+           WHERE i.indrelid = f.relation AND i.indkey[0] = f.attribute AND i.indnkeyatts = 1
+             AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+       ) AS is_sole
 FROM (SELECT * FROM own UNION {FEEDS_OF_SEQUENCES}) AS f
 ORDER BY f.sequence, f.relation, f.attribute
 """
@@ -547,14 +563,14 @@ def list_feeds(
     ]
 
 
-def feeds_of_table(cursor: Cursor, oid: int) -> tuple[list[list[Feed]], set[tuple[int, int]]]:
+def feeds_of_table(cursor: Cursor, oid: int) -> tuple[list[list[Feed]], dict[Place, bool]]:
     """List the feeds of the sequences that an INSERT into a table draws from; tell its own.
 
-    Its own are the relation and the attribute of the table's columns, and of those that a
-    partition's parents, or the table beneath a view, have for them.
+    Its own are the table's columns, and those that a partition's parents, or the table beneath a
+    view, have for them; True for a column that is unique by itself, in each statement at once.
     """
     found = cursor.rows(FEEDS_OF_TABLE, {"oid": oid})
-    own = {(row.relation, row.attribute) for row in found if row.is_own}
+    own = {Place(row.relation, row.attribute): row.is_sole for row in found if row.is_own}
     return _by_sequence(found), own
 
 
