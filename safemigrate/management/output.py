@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+import os
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from django.core.management.base import OutputWrapper
 
 
 class Lines:
@@ -39,3 +43,16 @@ class Lines:
         for line in self._held:
             self._stream.write(f"{line}\n")
         self._held.clear()
+
+
+def write_to(stream: OutputWrapper, line: str) -> None:
+    """Write ``line`` at once; nothing where the other end has gone, as ``| head`` does."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffer, and all that comes, is for nobody.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
