@@ -63,7 +63,7 @@ def healing_migrate(report: Report, *, max_retries: int, heal: bool) -> Iterator
     """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row."""
 
     def sweep(using: str, plan: Any, **kwargs: Any) -> None:
-        if plan and (wrapper := _wrapper_of(connections[using])):
+        if plan and (wrapper := wrapper_of(connections[using])):
             wrapper.sweep()
 
     with _wrapped(None, report, max_retries, move=heal):
@@ -82,7 +82,7 @@ def _wrapped(
     with ExitStack() as stack:
         wrappers = []
         for connection in _connections(using):
-            wrapper = _wrapper_of(connection)
+            wrapper = wrapper_of(connection)
             if wrapper is None:
                 wrapper = Wrapper(connection, retries=retries, move=move)
                 stack.enter_context(_installed(wrapper))
@@ -107,7 +107,7 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
                 yield connection
 
 
-def _wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
+def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     wrappers = connection.execute_wrappers
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)
 

@@ -17,6 +17,7 @@ from django.db import connection
 
 from safemigrate import driver
 from safemigrate.management import formats, progress
+from safemigrate.sequences import resync as engine
 from safemigrate.sequences import sweep as survey
 from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
 from tests.support.runs import LONG, eventually
@@ -513,7 +514,7 @@ def test_what_was_moved_is_said_by_a_run_that_is_ended(
 ) -> None:
     execute("CREATE TABLE more (id serial PRIMARY KEY); INSERT INTO more VALUES (3)")
     monkeypatch.setattr(formats, "PATIENCE", patience)
-    move_past = survey.move_past
+    move_past = engine.move_past
 
     def interrupted(cursor: Any, sequence: Any, terms: Any) -> Any:
         if sequence.name == "more_id_seq":
