@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "demo.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 EXAMPLE = ROOT / "example_project"
 MADE_BY_THE_EXAMPLE = "made by manage.py demo, which drops it without asking"
-LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "yaml"}
+LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "toml", "yaml"}
 INSTRUCTIONS = {"COPY", "CMD", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
 # What the runbook quotes of others: Django, PostgreSQL.
 THEIRS = [
@@ -132,6 +133,12 @@ def test_yaml(block: Block) -> None:
     assert isinstance(yaml.safe_load(block.text), dict)
 
 
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_toml(block: Block) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later have it")
+    assert tomllib.loads(block.text)
+
+
 @pytest.mark.parametrize("block", blocks("dockerfile"), ids=str)
 def test_dockerfile(block: Block) -> None:
     for line in block.text.splitlines():
@@ -178,13 +185,13 @@ def test_the_grants_suffice(shop: Shop) -> None:
         transaction.set_rollback(True)
 
 
-@pytest.mark.parametrize("session", sessions(README), ids=str)
+@pytest.mark.parametrize("session", sessions(DEMO), ids=str)
 def test_sessions(empty_shop: Shop, session: Block) -> None:
     empty_shop.follows(session)
 
 
 def test_what_the_runbook_does_about_an_unrecorded_migration(empty_shop: Shop) -> None:
-    empty_shop.follows(sessions(README)[0])
+    empty_shop.follows(sessions(DEMO)[0])
     (session,) = sessions(RUNBOOK)
     empty_shop.follows(session)
 
@@ -205,6 +212,11 @@ def test_the_json_document(databases: Databases, migrated: str) -> None:
     databases.drop(name)
 
 
+def test_the_driver_is_told(empty_shop: Shop) -> None:
+    (command,) = [each.text for each in blocks("sh") if "c.Database.__name__" in each.text]
+    assert f"{connection.Database.__name__} " in empty_shop.types(command).stdout  # type: ignore[attr-defined]
+
+
 # --- Links and pictures ---------------------------------------------------------------------------
 
 
@@ -221,7 +233,7 @@ def test_links(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("name", ["demo.svg", "how-it-works.svg"])
+@pytest.mark.parametrize("name", ["demo.svg", "story.svg", "how-it-works.svg"])
 def test_pictures_need_nobody_else(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     tree = ET.fromstring(text)
@@ -237,6 +249,7 @@ def test_the_readme_fits() -> None:
     assert text.count("\n") <= 200
     for extra in ("demo", "test"):
         assert text.count(f"-e '.[{extra}]'") == 1
+    assert text.index("git clone") < text.index("-e '.[demo]'")
 
 
 def quoted(text: str) -> list[str]:
