@@ -31,6 +31,10 @@ def wait_for_database() -> int:
     return _whole_number("SAFEMIGRATE_WAIT_FOR_DATABASE", 0)
 
 
+# What a system check calls, so that a wrong setting is found before a deploy.
+READERS = (max_retries, heal, lock, lock_wait, wait_for_database)
+
+
 def _whole_number(name: str, default: int) -> int:
     value = getattr(settings, name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

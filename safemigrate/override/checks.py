@@ -22,3 +22,17 @@ def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
             id="safemigrate.W003",
         )
     ]
+
+
+def safemigrate_is_there(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn where the app that has the other commands and the checks is left out."""
+    if not apps.is_installed(APP) or apps.is_installed("safemigrate"):
+        return []
+    return [
+        checks.Warning(
+            f"{APP} is installed, and safemigrate is not.",
+            hint='Add "safemigrate" to INSTALLED_APPS: the commands safemigrate, resyncsequences '
+            "and waitformigrations, and the other checks, come with it.",
+            id="safemigrate.W004",
+        )
+    ]
