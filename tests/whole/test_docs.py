@@ -31,6 +31,7 @@ README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 RUNBOOK = ROOT / "docs" / "runbook.md"
+MESSAGES = ROOT / "docs" / "messages.md"
 EXAMPLE = ROOT / "example_project"
 MADE_BY_THE_EXAMPLE = "made by manage.py demo, which drops it without asking"
 LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "toml", "yaml"}
@@ -42,6 +43,11 @@ THEIRS = [
     'relation "',
     '" already exists',
     'duplicate key value violates unique constraint "pg_type_typname_nsp_index"',
+    'null value in column "',
+    '" of relation "',
+    '" violates not-null constraint',
+    'could not create unique index "',
+    '"',
     "Unknown command: 'safemigrate'",
     "settings.DATABASES is improperly configured. Please supply the ENGINE value.",
 ]
@@ -264,27 +270,62 @@ def quoted(text: str) -> list[str]:
 
 def own_words() -> str:
     """Return all that the package's modules say, a gap where a value comes in."""
-    words = []
-    for path in sorted((ROOT / "safemigrate").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [getattr(part, "value", None) for part in node.values]
-                words.append("".join(part if isinstance(part, str) else "\0" for part in parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                words.append(node.value)
-    return "\n".join(words)
+    return "\n".join(
+        words_of(node)
+        for path in sorted((ROOT / "safemigrate").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.JoinedStr, ast.Constant))
+    )
 
 
-def test_the_runbook_quotes_what_is_said() -> None:
+def words_of(node: ast.expr) -> str:
+    """Return a string as it is written, a gap where a value comes in; else nothing."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [getattr(part, "value", None) for part in node.values]
+        return "".join(part if isinstance(part, str) else "\0" for part in parts)
+    value = getattr(node, "value", None)
+    return value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize("page", [RUNBOOK, MESSAGES], ids=["runbook", "messages"])
+def test_the_messages_are_quoted_as_they_are_said(page: Path) -> None:
     said = own_words()
-    rows = re.findall(r"^\| (`.*?) \|", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) > 10
+    rows = re.findall(r"^\| (`.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     strangers = [
         words
-        for words in quoted("\n".join([*headings(RUNBOOK), *rows]))
+        for words in quoted("\n".join([*headings(page), *rows]))
         if words not in said and words not in THEIRS
     ]
     assert strangers == []
+
+
+def test_every_message_has_its_cause_and_cure() -> None:
+    """Every check, every reason to leave a sequence alone, every error of the migration lock."""
+    text = MESSAGES.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    fragments = quoted("\n".join([*headings(MESSAGES), *rows]))
+    messages = [*messages_of("Obstacle"), *messages_of("__init__")]
+    assert len(messages) > 15
+    assert [each for each in messages if not any(part in each for part in fragments)] == []
+    ids = set(re.findall(r"safemigrate\.[EW]\d{3}", own_words()))
+    assert ids <= set(fragments)
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    incomplete = [
+        each.splitlines()[0]
+        for each in sections
+        if not ("**Cause.**" in each and "**Cure.**" in each) and "| cause | cure |" not in each
+    ]
+    assert incomplete == []
+
+
+def messages_of(called: str) -> Iterator[str]:
+    """Yield the first argument of each call, as far as it is written there."""
+    for path in (ROOT / "safemigrate").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name == called and not isinstance(node.args[0], ast.Name):
+                    yield words_of(node.args[0])
 
 
 def options(command: Any) -> set[str]:
