@@ -41,12 +41,12 @@ def healing(
     connections of the current thread are meant. ``max_retries`` is how often a statement that
     failed in autocommit is retried (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3). With
     ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is changed, only noted. ``tell`` is
-    called with each :class:`Resync` and :class:`Note` as it happens.
+    called with each ``Resync`` and ``Note`` as it happens.
 
     Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.
 
-    Yields a :class:`Report`. Raises ImproperlyConfigured for a setting that can't be used.
+    Yields a ``Report``. Raises ImproperlyConfigured for a setting that can't be used.
     """
     retries = conf.max_retries() if max_retries is None else max_retries
     move = conf.heal() if heal is None else heal
