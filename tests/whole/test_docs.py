@@ -364,6 +364,12 @@ def test_the_reference_gives_the_defaults() -> None:
     }
 
 
+def test_every_page_is_on_the_site() -> None:
+    site = (ROOT / ".ci" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r": ([\w-]+\.md)$", site, re.MULTILINE)) == set()
+
+
 def test_every_long_proof_is_named() -> None:
     text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     scripts = {
