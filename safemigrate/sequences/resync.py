@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from safemigrate.driver import Cursor
 
-    from .catalogue import Sequence
+    from .catalogue import Key, Place, Sequence
 
 # A gap of so many values is walked with nextval(), which cannot move a sequence backward whatever
 # other sessions do meanwhile; a wider one is jumped with setval(). Each of up to 32 sessions may
@@ -188,14 +188,12 @@ def recheck(
         feeds, own = feeds_of_table(cursor, oid)
         sequences = sequences_of(cursor, feeds)
         found = [
-            _rechecked(cursor, each, is_unchecked=is_unchecked, move=move) for each in sequences
+            _check_and_resync(cursor, each, move=move)
+            if is_unchecked
+            else _resync_if_taken(cursor, each, own, move=move)
+            for each in sequences
         ]
-    columns = {
-        key.column
-        for each in sequences
-        for key in each.keys
-        if (key.relation, key.attribute) in own
-    }
+    columns = {key.column for each in sequences for key in each.keys if key.place in own}
     if not columns:
         return None
     stretches = [free for _, free in found if free is not None]
@@ -203,20 +201,32 @@ def recheck(
     return Recheck(frozenset(columns), findings, min(stretches, default=None))
 
 
-def _rechecked(
-    cursor: Cursor, sequence: Sequence, *, is_unchecked: bool, move: bool
+def _check_and_resync(
+    cursor: Cursor, sequence: Sequence, *, move: bool
 ) -> tuple[Finding, int | None]:
-    """Return what was found, and how many values are free; None for no end in sight."""
+    return resync(cursor, sequence) if move else check(cursor, [sequence])[0], None
+
+
+def _resync_if_taken(
+    cursor: Cursor, sequence: Sequence, own: dict[Place, bool], *, move: bool
+) -> tuple[Finding, int | None]:
+    """Resync where the INSERT is sure to collide; return also how many values are free.
+
+    That is where the next value is in the very table already, in a column that is unique by itself.
+    Elsewhere the value is what the INSERT takes on a database in sync.
+    """
     finding = check(cursor, [sequence])[0]
-    if not finding.is_behind or finding.next_value is None:
+    sole = [key for key in sequence.keys if own.get(key.place)]
+    if not (finding.is_behind and sole):
         return finding, None
-    free = 0 if is_unchecked else _free(cursor, finding)
+    free = _free(cursor, finding, sole)
     if free or finding.obstacle or not move:
         return finding, free or None
     return resync(cursor, sequence), None
 
 
-def _free(cursor: Cursor, finding: Finding) -> int | None:
+def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
+    """Return how many values can be drawn until one is taken; None for no end in sight."""
     sequence = finding.sequence
     rising = sequence.increment > 0
     nearest = [
@@ -229,7 +239,7 @@ def _free(cursor: Cursor, finding: Finding) -> int | None:
             next_value=finding.next_value,
             cast=key.cast,
         )
-        for key in sequence.keys
+        for key in keys
     ]
     row = cursor.row(f"SELECT {'LEAST' if rising else 'GREATEST'}({', '.join(nearest)}) AS key")
     if row.key is None or finding.next_value is None:
@@ -278,10 +288,7 @@ def resync_constraint(
         sequences = [
             each
             for each in sequences_of(cursor, feeds)
-            if any(
-                key.column in found.columns and (key.relation, key.attribute) in own
-                for key in each.keys
-            )
+            if any(key.column in found.columns and key.place in own for key in each.keys)
         ]
         findings = [
             resync(cursor, each) if move else check(cursor, [each])[0] for each in sequences
