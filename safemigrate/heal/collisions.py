@@ -28,12 +28,12 @@ DUPLICATES = (
     "involved: find the rows with GROUP BY … HAVING count(*) > 1 and remove or change them."
 )
 CONCURRENT_DDL = (
-    "Two sessions created the same object at once. Let one of them migrate at a time, and run the "
-    "command again."
+    "Two sessions created the same object at once. Let only one of them migrate at a time, and run "
+    "the command again."
 )
 GENUINE = (
-    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement "
-    "supplied this value itself, or a trigger or function that it calls."
+    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement, "
+    "or a trigger or function that it calls, supplied this value itself."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "

@@ -61,9 +61,9 @@ class LockUnavailableError(LockError):
         super().__init__(
             f'Could not take the migration lock of database "{alias}": '
             f"{printable(first_line(reason))}\n"
-            "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. What is "
-            "short may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
-            "Or run with --no-lock, and see to it that no other run is under way."
+            "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. The "
+            "limit may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
+            "If no other run is under way, use --no-lock."
         )
 
 
@@ -76,7 +76,7 @@ class LockTimeoutError(LockError):
             f'Gave up after {patience:g} s: the migration lock of database "{alias}" is held by '
             f"{holder}.\n"
             f"Wait longer with --lock-wait. {printable(holder.advice())} "
-            "With --no-lock two runs migrate at once."
+            "With --no-lock, two runs would migrate at once."
         )
 
 
@@ -98,7 +98,7 @@ class LockLostError(LockError):
 
     def __init__(self, alias: str, why: str) -> None:
         super().__init__(
-            f'Stopped: the migration lock of database "{alias}" was lost on the way, {why}.\n'
+            f'Stopped: the migration lock of database "{alias}" was lost during the run, {why}.\n'
             "What was applied so far is recorded. Run safemigrate again."
         )
 

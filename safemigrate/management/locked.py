@@ -46,7 +46,7 @@ def checking_lock(
                 connection
             ).applied_migrations()
             if recorded is not IS_RECORDED[action]:
-                raise LockLostError(connection.alias, f"and another run has met {migration}")
+                raise LockLostError(connection.alias, f"and another run has dealt with {migration}")
         progress(action, migration, fake)
 
     migrate.migration_progress_callback = checked  # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ class Finding:
             return f"healing is off; {self.repair}"
         if not self.repair or self.repair in self.obstacle.advice:
             return str(self.obstacle)
-        return f"{str(self.obstacle).removesuffix(';')}; or, with the right to: {self.repair}"
+        return f"{str(self.obstacle).removesuffix(';')}; or, as a role that may: {self.repair}"
 
     def __str__(self) -> str:
         keys = ", ".join(map(str, self.sequence.keys))
@@ -369,7 +369,7 @@ def _unindexed(sequence: Sequence) -> Obstacle:
     hinders = Hinders.CHECKING if key.is_unique else Hinders.JUDGING
     return Obstacle(
         f"no index of {key.quoted_table} leads with {key.quoted_column}, and the table is too "
-        "large to be read whole unasked",
+        "large to be read in full unless asked to",
         "use resyncsequences --scan",
         hinders=hinders,
     )
@@ -389,7 +389,7 @@ def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
         return Obstacle(
             f"moving past the largest key, {finding.largest}, would leave less than a tenth of the "
             "sequence's range, and there is no way back",
-            f"look at that row; if it is meant, {finding.repair} or resyncsequences --force",
+            f"check that row; if its key is intended, {finding.repair} or resyncsequences --force",
             can_force=True,
             hinders=Hinders.MOVING,
         )

@@ -89,23 +89,24 @@ class Command(BaseCommand):
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Change no sequence and retry nothing; only say what was found. "
-            "Default: the setting SAFEMIGRATE_HEAL, or healing.",
+            "help": "Change no sequence and retry nothing; only report what was found. "
+            "Default: the setting SAFEMIGRATE_HEAL, or to heal.",
         },
         "lock_wait": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds while another safemigrate holds the migration "
+            "help": "Wait up to this many seconds while another run holds the migration "
             "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
-            "help": "Take no migration lock. Default: the setting SAFEMIGRATE_LOCK, or taking it.",
+            "help": "Do without the migration lock. Default: the setting SAFEMIGRATE_LOCK, or to "
+            "take it.",
         },
         "wait_for_database": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds for the database to accept connections. "
+            "help": "Wait up to this many seconds for the database to accept connections. "
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
         },
     }
@@ -235,7 +236,7 @@ class Command(BaseCommand):
         finally:
             if mine.lost:
                 self._tell_note(
-                    "The migration lock was lost on the way: another run may have migrated at "
+                    "The migration lock was lost during the run: another run may have migrated at "
                     "the same time."
                 )
 

@@ -101,7 +101,8 @@ class Applied:
 class Command(BaseCommand):
     help = (
         "Waits until every migration of this code has been applied by another process, and "
-        "applies none itself. Exits with 1, and lists what is missing, when time is over."
+        "applies none itself. When its time is over, it lists what is missing and exits with "
+        "status 1."
     )
     requires_system_checks: list[str] = []
 
@@ -109,21 +110,21 @@ class Command(BaseCommand):
         parser.add_argument(
             "--database",
             default=DEFAULT_DB_ALIAS,
-            help='The database to ask. Default: "default".',
+            help='The database to check. Default: "default".',
         )
         parser.add_argument(
             "--timeout",
             type=whole_number,
             default=600,
             metavar="SECONDS",
-            help="Give up after so many seconds; 0 asks once. Default: 600.",
+            help="Give up after this many seconds; 0 checks once. Default: 600.",
         )
         parser.add_argument(
             "--interval",
             type=seconds,
             default=2.0,
             metavar="SECONDS",
-            help="Ask about every so many seconds. Default: 2.",
+            help="Seconds between two checks. Default: 2.",
         )
 
     def handle(
