@@ -9,7 +9,7 @@ APP = "safemigrate.override"
 
 
 def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Warn where another app's ``migrate`` wins over the one that this app is listed for."""
+    """Warn if another app's ``migrate`` takes precedence over this one."""
     owner = management.get_commands()["migrate"]
     if not apps.is_installed(APP) or owner == APP:
         return []
@@ -25,7 +25,7 @@ def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def safemigrate_is_there(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Warn where the app that has the other commands and the checks is left out."""
+    """Warn if the app that has the other commands and checks is missing."""
     if not apps.is_installed(APP) or apps.is_installed("safemigrate"):
         return []
     return [

@@ -1,4 +1,4 @@
-"""``migrate``, with every sequence in sync before it writes and what fails retried."""
+"""``migrate``, with every sequence in sync before it writes, and retries of what still fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# A run inside a run, as of call_command("migrate") in a migration, leaves the telling to the outer.
+# A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
 
 
@@ -49,7 +49,7 @@ def whole_number(value: object) -> int:
 
 @dataclass(frozen=True)
 class _Choices:
-    """The options of the command line, or else the settings, checked."""
+    """The options of the command line, or else the settings, validated."""
 
     max_retries: int
     heal: bool
@@ -130,7 +130,7 @@ class Command(BaseCommand):
 
     @cached_property
     def added_options(self) -> list[str]:
-        """Those of our options that ``migrate`` has none of the same name for."""
+        """The options of ours whose names ``migrate`` does not have already."""
         parser = self.migrate.create_parser("manage.py", "migrate")
         theirs = {action.dest for action in parser._actions}
         return [name for name in self.own_options if name not in theirs]
@@ -160,12 +160,12 @@ class Command(BaseCommand):
             sys.exit(Terminated.status)
         except KeyboardInterrupt:
             if getattr(self, "_called_from_command_line", False):
-                raise KeyboardInterrupt from None  # without the way down to where it happened
+                raise KeyboardInterrupt from None  # without the chain of what it interrupted
             raise
 
     @contextmanager
     def _listening(self, options: dict[str, Any]) -> Iterator[None]:
-        """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
+        """Print our lines between those of the project's ``migrate``, wherever it prints them."""
         # Not among the options: django-tenants pickles those for other processes.
         printer: Any = None if options.get("stdout") else self.migrate.stdout
         stream = cast("TextIO", options.get("stdout") or getattr(printer, "_out", sys.stdout))
@@ -175,7 +175,7 @@ class Command(BaseCommand):
             options["stdout"] = lines
         else:
             printer._out = lines
-        # Some write past the command: a migration's print(), django-tenants' executors.
+        # Some do not print through the command: print() in a migration, django-tenants' executors.
         heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
         try:
             with heard:
