@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 PACKAGE = "safemigrate"
-# So many sequences are named; the command names them all.
+# At most this many sequences are named; the command names them all.
 NAMED = 10
 
 
@@ -51,7 +51,7 @@ def _refusal(reader: Callable[[], object]) -> str:
 
 
 def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """Say so where another app's command has the name ``safemigrate``."""
+    """Warn if ``safemigrate`` is another app's command."""
     command: str | BaseCommand | None = management.get_commands().get(PACKAGE)
     owner = type(command).__module__ if isinstance(command, BaseCommand) else command
     if owner is None or owner == PACKAGE or owner.startswith(f"{PACKAGE}."):

@@ -1,4 +1,4 @@
-"""The settings, each read when it is asked for, so that ``override_settings`` just works."""
+"""The settings, each read when it is needed, so that ``override_settings`` just works."""
 
 from __future__ import annotations
 
