@@ -656,7 +656,12 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
             hinders=Hinders.CHECKING,
         )
     if row.read_only:
-        yield Obstacle("the server, or this session, is read-only", hinders=Hinders.MOVING)
+        yield Obstacle(
+            "the server, or this session, is read-only",
+            "resync where it can be written to, such as the primary",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
     if not (row.is_usable or row.is_settable):
         yield Obstacle(
             f"role {row.role} may not move the sequence",

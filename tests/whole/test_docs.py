@@ -196,6 +196,27 @@ def test_sessions(empty_shop: Shop, session: Block) -> None:
     empty_shop.follows(session)
 
 
+def test_what_the_runbook_does_about_a_duplicate_key(empty_shop: Shop) -> None:
+    """Its first two sections, one after the other, typed as they stand."""
+    empty_shop.types("python manage.py migrate auth --verbosity 0")
+    empty_shop.types("python manage.py migrate shop 0002 --verbosity 0")
+    empty_shop.types("python manage.py fallbehind django_migrations shop_product_tags")
+    failed = empty_shop.types("python manage.py migrate shop 0003")
+    assert '"django_migrations_pkey"' in failed.stdout
+
+    (commands,) = [block.text.splitlines() for block in blocks("sh") if block.page == RUNBOOK]
+    check, safemigrate, resync = map(empty_shop.types, commands)
+    assert (check.returncode, safemigrate.returncode, resync.returncode) == (1, 1, 0)
+    assert "public.shop_product_tags_id_seq" in check.stdout
+    assert "python manage.py migrate shop 0003_order_orderline --fake" in safemigrate.stdout
+
+    (session,) = sessions(RUNBOOK)
+    empty_shop.follows(session)
+    assert empty_shop.types(commands[0]).returncode == 0
+    on_sale = 'from shop.models import Tag; print(Tag.objects.get(name="on sale").products.count())'
+    assert "8" in empty_shop.types(f"python manage.py shell -c '{on_sale}'").stdout.split()
+
+
 def test_what_the_runbook_does_about_an_unrecorded_migration(empty_shop: Shop) -> None:
     empty_shop.follows(sessions(DEMO)[0])
     (session,) = sessions(RUNBOOK)
