@@ -6,7 +6,7 @@ this thread, and takes it away again.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,6 +20,7 @@ from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -59,12 +60,22 @@ def healing(
 
 
 @contextmanager
-def healing_migrate(report: Report, *, max_retries: int, heal: bool) -> Iterator[None]:
-    """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row."""
+def healing_migrate(
+    report: Report,
+    *,
+    max_retries: int,
+    heal: bool,
+    sweeping: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[None]:
+    """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row.
+
+    ``sweeping()`` is entered while the sequences are checked before the first migration.
+    """
 
     def sweep(using: str, plan: Any, **kwargs: Any) -> None:
         if plan and (wrapper := _wrapper_of(connections[using])):
-            wrapper.sweep()
+            with sweeping():
+                wrapper.sweep()
 
     with _wrapped(None, report, max_retries, move=heal):
         pre_migrate.connect(sweep)

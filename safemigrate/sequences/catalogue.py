@@ -418,6 +418,7 @@ key AS (
            NOT l.is_unique AND h.is_heir AS is_heir,
            NOT l.is_alone AND NOT (h.is_heir AND NOT l.is_unique) AS has_companions,
            l.is_unique, l.is_unique AND NOT l.is_whole AS is_partial,
+           l.is_whole AND NOT l.is_alone AND NOT l.is_primary AS is_numbering,
            l.has_foreign, l.is_subscribed, {CODE_OF_OTHERS} AS code_of,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
            AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') AS is_readable
@@ -439,6 +440,7 @@ key AS (
     CROSS JOIN LATERAL (
         SELECT pg_catalog.bool_or(x.is_unique) AS is_unique,
                pg_catalog.bool_or(x.is_alone) AS is_alone,
+               pg_catalog.bool_or(x.is_primary) AS is_primary,
                pg_catalog.bool_or(x.is_whole) AS is_whole,
                pg_catalog.bool_and(x.is_indexed) FILTER (WHERE m.is_leaf) AS is_indexed,
                pg_catalog.bool_or(b.relkind = 'f') AS has_foreign,
@@ -462,6 +464,7 @@ key AS (
         JOIN pg_catalog.pg_attribute AS ma ON ma.attrelid = m.oid AND ma.attname = a.attname
         CROSS JOIN LATERAL (
             SELECT COALESCE(pg_catalog.bool_or(i.is_key), false) AS is_unique,
+                   COALESCE(pg_catalog.bool_or(i.is_key AND i.indisprimary), false) AS is_primary,
                    COALESCE(pg_catalog.bool_or(i.is_key AND i.indpred IS NULL), false) AS is_whole,
                    COALESCE(pg_catalog.bool_or(
                        i.is_key AND i.indpred IS NULL AND NOT EXISTS (
@@ -515,7 +518,7 @@ SELECT s.*,
        k.quoted_schema AS key_quoted_schema, k.is_partitioned AS key_is_partitioned,
        k.is_indexed AS key_is_indexed, k.is_heir AS key_is_heir,
        k.has_companions AS key_has_companions, k.is_unique AS key_is_unique,
-       k.is_partial AS key_is_partial,
+       k.is_partial AS key_is_partial, k.is_numbering AS key_is_numbering,
        k.has_foreign AS key_has_foreign, k.is_subscribed AS key_is_subscribed,
        k.code_of AS key_code_of, k.is_readable AS key_is_readable,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -668,9 +671,10 @@ def _key_obstacles(row: Any) -> Iterator[Obstacle]:
         yield Obstacle(f"the default of {column} is computed")
     if row.key_type not in (*INTEGERS, "numeric"):
         yield Obstacle(f"{column} is not a whole number but {row.key_type}")
-    if row.key_is_partial:
+    if row.key_is_partial or row.key_is_numbering:
+        scope = "among some of the rows" if row.key_is_partial else "together with other columns"
         yield Obstacle(
-            f"{column} is unique only among some of the rows, so its numbers may repeat on purpose",
+            f"{column} is unique only {scope}, so its numbers may repeat on purpose",
             "if they do not, use resyncsequences --force",
             can_force=True,
         )

@@ -159,7 +159,7 @@ STATE = """
                      AND 10 * {sign} * (t.target - s.next_value) > {span} THEN 'cramped'
                 WHEN {sign} * (t.target - s.next_value) > {stride} * {reach} THEN 'out of reach'
            END AS misfit
-    FROM (SELECT {largest} AS largest) AS k
+    FROM (SELECT {largest} AS largest OFFSET 0) AS k
     CROSS JOIN LATERAL (
         {next_value} k.largest IS NOT DISTINCT FROM k.largest {turn} OFFSET 0) AS s
     CROSS JOIN LATERAL (

@@ -24,11 +24,12 @@ from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.locked import checking_lock
-from safemigrate.management.output import Lines
+from safemigrate.management.output import Lines, saying_if_slow
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -247,12 +248,22 @@ class Command(BaseCommand):
         if self.verbosity >= 1:
             report.log_level = logging.DEBUG
         try:
-            with healing_migrate(report, max_retries=choices.max_retries, heal=choices.heal):
+            with healing_migrate(
+                report,
+                max_retries=choices.max_retries,
+                heal=choices.heal,
+                sweeping=self._sweeping,
+            ):
                 yield
         finally:
             _is_running.reset(running)
             if report.resyncs and self.verbosity >= 1 and not is_nested:
                 self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report.resyncs)))
+
+    def _sweeping(self) -> AbstractContextManager[None]:
+        if self.verbosity == 0 or not self.lines.isatty():
+            return nullcontext()
+        return saying_if_slow("Checking every sequence ...", self._tell_waiting)
 
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:
