@@ -1,7 +1,7 @@
 """``healing()``: run a block that no sequence behind its table can stop, or silently cut short.
 
-It puts an execute wrapper (Django's "database instrumentation") on the PostgreSQL connections of
-this thread, and takes it away again.
+It installs an execute wrapper (Django's "database instrumentation") on this thread's PostgreSQL
+connections, and removes it again.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def healing(
     heal: bool | None = None,
     tell: Callable[[Resync | Note], None] | None = None,
 ) -> Iterator[Report]:
-    """Resync every sequence that is behind, then keep those in sync that the block disturbs.
+    """Resync every sequence that is behind, and keep in sync those that the block disturbs.
 
     ``using`` is an alias, several, or None for every PostgreSQL database of the settings (those
     that are not connected yet are swept before the first statement that may insert). Only the
-    connections of the current thread are meant. ``max_retries`` is how often a statement that
+    current thread's connections are affected. ``max_retries`` is how often a statement that
     failed in autocommit is retried (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3). With
     ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is changed, only noted. ``tell`` is
-    called with each :class:`Resync` and :class:`Note` as it happens.
+    called with each ``Resync`` and ``Note`` as it happens.
 
     Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.
 
-    Yields a :class:`Report`. Raises ImproperlyConfigured for a setting that can't be used.
+    Yields a ``Report``. Raises ImproperlyConfigured for a setting that can't be used.
     """
     retries = conf.max_retries() if max_retries is None else max_retries
     move = conf.heal() if heal is None else heal
@@ -67,7 +67,7 @@ def healing_migrate(
     heal: bool,
     sweeping: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
-    """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row.
+    """Do the same for ``migrate``: sweep once it has a plan, or is about to insert a row.
 
     ``sweeping()`` is entered while the sequences are checked before the first migration.
     """
@@ -89,7 +89,7 @@ def healing_migrate(
 def _wrapped(
     using: str | Iterable[str] | None, report: Report, retries: int, *, move: bool
 ) -> Iterator[list[Wrapper]]:
-    """Give those wrappers that no outer block has put on already."""
+    """Yield the wrappers that no outer block has installed already."""
     with ExitStack() as stack:
         wrappers = []
         for connection in _connections(using):
@@ -130,7 +130,7 @@ def _installed(wrapper: Wrapper) -> Iterator[None]:
     try:
         yield
     finally:
-        # By identity: leaving connection.execute_wrapper() takes off whichever stands last.
+        # Not connection.execute_wrapper(), which removes whichever comes last when it ends.
         if wrapper in connection.execute_wrappers:
             connection.execute_wrappers.remove(wrapper)
 

@@ -50,7 +50,7 @@ class Lines:
             self._let_go()
 
     def end(self) -> None:
-        """Write what is still held back, breaking the line that nobody ended."""
+        """Write what is still held back, after ending the unfinished line."""
         if self._held:
             self._stream.write("\n")
             self._let_go()

@@ -1,6 +1,6 @@
 """What PostgreSQL's catalogue knows of sequences: which columns they feed, what stands in the way.
 
-Nothing here reads a user's table or evaluates an expression of anybody's. The statements expect the
+Nothing here reads a user's table or evaluates anybody's expression. The statements expect the
 settings of :func:`safemigrate.sequences.state.checking`; identifiers are quoted by the server
 (``format('%I')``) before they are put into a statement.
 """
@@ -22,9 +22,9 @@ INTEGERS = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1, "o
 
 
 class Hinders(IntEnum):
-    """What an obstacle keeps from being done; the earlier ones keep from the later ones too."""
+    """What an obstacle prevents; each of these prevents the later ones, too."""
 
-    JUDGING = 1  # what the sequence gives can't be compared with what the column holds
+    JUDGING = 1  # the sequence's values can't be compared with the column's
     CHECKING = 2
     MOVING = 3
 
@@ -33,7 +33,7 @@ class Hinders(IntEnum):
 class Obstacle:
     """Why a sequence is left alone, and what an operator can do about it.
 
-    ``is_final`` tells that no setval() would help.
+    ``is_final`` means that no setval() would help.
     """
 
     reason: str
@@ -70,7 +70,7 @@ class Key:
 
     @property
     def cast(self) -> str:
-        """A cast by which the column's values become what can be cast to numeric."""
+        """A cast to a type that can in turn be cast to numeric."""
         return "::pg_catalog.int8" if self.type == "oid" else ""
 
     @property
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """A column that a sequence feeds; ``is_bare`` tells that it gets the very next value."""
+    """A column that a sequence feeds; ``is_bare`` means that it gets the next value as it is."""
 
     sequence: int
     relation: int
@@ -133,7 +133,7 @@ class Sequence:
         return min(self.maximum, *(INTEGERS.get(key.type, 2**63 - 1) for key in self.keys))
 
     def forced(self) -> Sequence:
-        """Return the sequence without those obstacles that a human may overrule."""
+        """Return the sequence without the obstacles that a person may overrule."""
         return replace(self, obstacles=tuple(each for each in self.obstacles if not each.can_force))
 
 
@@ -550,7 +550,7 @@ ORDER BY pg_catalog.array_position(%(sequences)s::pg_catalog.oid[], s.oid),
 
 
 def nameless(oid: int) -> Sequence:
-    """Return what is known of a sequence whose row in the catalogue can't be read."""
+    """Return what is known of a sequence that can't be read in the catalogue."""
     return Sequence(
         oid, "?", f"oid {oid}", "", "", 1, 1, 1, 1, is_readable=False, is_settable=False, keys=()
     )
@@ -656,7 +656,12 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
             hinders=Hinders.CHECKING,
         )
     if row.read_only:
-        yield Obstacle("the server, or this session, is read-only", hinders=Hinders.MOVING)
+        yield Obstacle(
+            "the server, or this session, is read-only",
+            "resync where it can be written to, such as the primary",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
     if not (row.is_usable or row.is_settable):
         yield Obstacle(
             f"role {row.role} may not move the sequence",

@@ -294,7 +294,10 @@ def test_read_only(ill: None) -> None:
     execute("SET default_transaction_read_only = off")
     assert (finding.status, finding.largest) == ("behind", 7)
     assert finding.obstacle is not None
-    assert "read-only" in finding.obstacle.reason
+    assert finding.remedy == (
+        "the server, or this session, is read-only; resync where it can be written to, such as "
+        "the primary"
+    )
 
 
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:

@@ -1,4 +1,4 @@
-"""``migrate``, with every sequence in sync before it writes and what fails retried."""
+"""``migrate``, with every sequence in sync before it writes, and retries of what still fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# A run inside a run, as of call_command("migrate") in a migration, leaves the telling to the outer.
+# A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
 
 
@@ -50,7 +50,7 @@ def whole_number(value: object) -> int:
 
 @dataclass(frozen=True)
 class _Choices:
-    """The options of the command line, or else the settings, checked."""
+    """The options of the command line, or else the settings, validated."""
 
     max_retries: int
     heal: bool
@@ -90,23 +90,24 @@ class Command(BaseCommand):
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Change no sequence and retry nothing; only say what was found. "
-            "Default: the setting SAFEMIGRATE_HEAL, or healing.",
+            "help": "Change no sequence and retry nothing; only report what was found. "
+            "Default: the setting SAFEMIGRATE_HEAL, or to heal.",
         },
         "lock_wait": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds while another safemigrate holds the migration "
+            "help": "Wait up to this many seconds while another run holds the migration "
             "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
-            "help": "Take no migration lock. Default: the setting SAFEMIGRATE_LOCK, or taking it.",
+            "help": "Do without the migration lock. Default: the setting SAFEMIGRATE_LOCK, or to "
+            "take it.",
         },
         "wait_for_database": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds for the database to accept connections. "
+            "help": "Wait up to this many seconds for the database to accept connections. "
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
         },
     }
@@ -130,7 +131,7 @@ class Command(BaseCommand):
 
     @cached_property
     def added_options(self) -> list[str]:
-        """Those of our options that ``migrate`` has none of the same name for."""
+        """The options of ours whose names ``migrate`` does not have already."""
         parser = self.migrate.create_parser("manage.py", "migrate")
         theirs = {action.dest for action in parser._actions}
         return [name for name in self.own_options if name not in theirs]
@@ -160,12 +161,12 @@ class Command(BaseCommand):
             sys.exit(Terminated.status)
         except KeyboardInterrupt:
             if getattr(self, "_called_from_command_line", False):
-                raise KeyboardInterrupt from None  # without the way down to where it happened
+                raise KeyboardInterrupt from None  # without the chain of what it interrupted
             raise
 
     @contextmanager
     def _listening(self, options: dict[str, Any]) -> Iterator[None]:
-        """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
+        """Print our lines between those of the project's ``migrate``, wherever it prints them."""
         # Not among the options: django-tenants pickles those for other processes.
         printer: Any = None if options.get("stdout") else self.migrate.stdout
         stream = cast("TextIO", options.get("stdout") or getattr(printer, "_out", sys.stdout))
@@ -175,7 +176,7 @@ class Command(BaseCommand):
             options["stdout"] = lines
         else:
             printer._out = lines
-        # Some write past the command: a migration's print(), django-tenants' executors.
+        # Some do not print through the command: print() in a migration, django-tenants' executors.
         heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
         try:
             with heard:
@@ -236,7 +237,7 @@ class Command(BaseCommand):
         finally:
             if mine.lost:
                 self._tell_note(
-                    "The migration lock was lost on the way: another run may have migrated at "
+                    "The migration lock was lost during the run: another run may have migrated at "
                     "the same time."
                 )
 
