@@ -12,7 +12,6 @@ import pytest
 from django.db import IntegrityError, migrations, transaction
 
 from tests.support.databases import execute, rows, value
-from tests.support.models import create
 from tests.support.project import Law, Project, run_python
 
 if TYPE_CHECKING:
@@ -160,16 +159,6 @@ CASES = [
         """,
     ),
 ]
-
-
-@pytest.fixture
-def filled(project: Project) -> Project:
-    """A project with tables app_item and app_log of twenty rows each."""
-    project.migration(create("Item"), create("Log"))
-    project.migrate()
-    for table in ("app_item", "app_log"):
-        execute(f"INSERT INTO {table} (name) SELECT 'item ' || n FROM generate_series(1, 20) AS n")
-    return project
 
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
