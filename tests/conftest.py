@@ -88,9 +88,9 @@ def other_database(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def project(database: str, tmp_path: Path) -> Iterator[Project]:
+def project(database: str, databases: Databases, tmp_path: Path) -> Iterator[Project]:
     """Give the app ``app`` a history of migrations that the test writes."""
-    with Project(tmp_path) as project:
+    with Project(tmp_path, databases) as project:
         yield project
 
 

@@ -353,19 +353,18 @@ def sequences_positions(apps: Any, editor: Any) -> None:
 
 
 @pytest.fixture
-def seen(project: Project, databases: Databases) -> Project:
+def seen(project: Project) -> Project:
     """A project with tables of twenty rows, and one for what its migrations see."""
     project.migration(create("Tag"), create("Log"))
 
-    def make() -> None:
-        project.migrate()
+    def fill() -> None:
         for table in ("app_tag", "app_log"):
             execute(
                 f"INSERT INTO {table} (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n"
             )
         execute("CREATE TABLE app_seen (id serial PRIMARY KEY, what text)")
 
-    databases.restore("seen", make)
+    project.begin_with("seen", fill)
     return project
 
 

@@ -30,8 +30,6 @@ from tests.support.project import Law, Project, run_python
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.databases import Databases
-
 Code = "Callable[[Any, Any], None]"
 PROBE = "SELECT nextval('app_tag_id_seq')"
 ADD_TAG = """
@@ -560,12 +558,11 @@ def a_hundred_generated_names(apps: Any, editor: Any) -> None:
 
 
 @pytest.fixture
-def sold(project: Project, databases: Databases) -> Project:
+def sold(project: Project) -> Project:
     """A shop with twenty tags, and five products that have some of them."""
     project.migration(*shop())
 
-    def make() -> None:
-        project.migrate()
+    def fill() -> None:
         execute("INSERT INTO app_tag (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n")
         execute(
             "INSERT INTO app_product (name, main_id) SELECT n, n FROM generate_series(1, 5) AS n"
@@ -575,7 +572,7 @@ def sold(project: Project, databases: Databases) -> Project:
             " SELECT n, n FROM generate_series(1, 5) AS n"
         )
 
-    databases.restore("shop", make)
+    project.begin_with("sold", fill)
     return project
 
 

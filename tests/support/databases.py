@@ -69,14 +69,15 @@ class Databases:
     def restore(self, state: str, make: Callable[[], None]) -> None:
         """Bring the default, empty database to a state that is made only once."""
         name = connection.settings_dict["NAME"]
-        if state not in self._states:
+        if state in self._states:
+            connection.close()
+            self.drop(name)
+            self.create(self._states[state], name)
+        else:
             make()
             connection.close()
             self._states[state] = self.create(name)
-            return
-        connection.close()
-        self.drop(name)
-        self.create(self._states[state], name)
+        connection.ensure_connection()
 
     def _execute(self, sql: str) -> None:
         with connections["default"]._nodb_cursor() as cursor:
