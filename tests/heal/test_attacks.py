@@ -16,6 +16,8 @@ from tests.support.databases import execute
 if TYPE_CHECKING:
     from tests.support.project import Law, Project
 
+pytestmark = pytest.mark.attack
+
 ADD_ITEM = """
     CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
     $$ INSERT INTO public.app_item (name) VALUES (x) RETURNING id $$;

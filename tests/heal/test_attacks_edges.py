@@ -18,6 +18,8 @@ from tests.support.project import Law, Project, run_python
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.attack
+
 ADD_ITEM = """
     CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
     $$ INSERT INTO public.app_item (name) VALUES (x) RETURNING id $$;

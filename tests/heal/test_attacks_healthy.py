@@ -30,6 +30,8 @@ from tests.support.servers import embedded_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.attack
+
 WAYS: list[Any] = []
 SEEN = "INSERT INTO app_seen (what) VALUES (%s)"
 # They carry the thread's number and that of the savepoint.

@@ -30,6 +30,8 @@ from tests.support.project import Law, Project, run_python
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.attack
+
 Code = "Callable[[Any, Any], None]"
 PROBE = "SELECT nextval('app_tag_id_seq')"
 ADD_TAG = """

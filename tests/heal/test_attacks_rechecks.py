@@ -17,6 +17,8 @@ from tests.support.project import Law, Project, run_python
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.attack
+
 THREE = "INSERT INTO app_other (name) VALUES ('a'), ('b'), ('c');"
 NUMBERED = """
     CREATE TABLE app_other (
