@@ -100,6 +100,19 @@ CASES = [
         """,
     ),
     case(
+        "nothing ahead but in another table of the same sequence",
+        "INSERT INTO app_one (id, name) VALUES (90, 'given')",
+        "INSERT INTO app_two (id, name) VALUES (1, 'given')",
+        "INSERT INTO app_two (name) VALUES ('drawn')",
+        setup="""
+            CREATE SEQUENCE app_keys;
+            CREATE TABLE app_one (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            CREATE TABLE app_two (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            INSERT INTO app_one (name) VALUES ('a'), ('b');
+            INSERT INTO app_two (name) VALUES ('a'), ('b');
+        """,
+    ),
+    case(
         "taken until the given row has moved",
         """
         BEGIN;
