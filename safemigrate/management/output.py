@@ -66,12 +66,13 @@ class Lines:
 
 def write_to(stream: OutputWrapper, line: str) -> None:
     """Write ``line`` at once; nothing where the other end has gone, as ``| head`` does."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+    out: Any = stream._out  # before Django 5 the wrapper has a fileno and an encoding of its own
+    encoding = getattr(out, "encoding", None) or "utf-8"
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         # What is still in the buffer, and all that comes, is for nobody.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, out.fileno())
         os.close(nowhere)
