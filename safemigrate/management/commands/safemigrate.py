@@ -19,6 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from safemigrate import conf
 from safemigrate.heal.block import Note, Report, Resync, healing, resync_first
 from safemigrate.locking.lock import LockError, Turn, turn
+from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ def whole_number(value: object) -> int:
         number = -1
     if number < 0:
         raise ArgumentTypeError(f"{value!r} is not a whole number, 0 or more")
+    return number
+
+
+def seconds(value: object) -> float:
+    """Convert an option's value to a number above 0; raises ArgumentTypeError."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1_000_000:
+        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
     return number
 
 
@@ -87,6 +99,9 @@ class _Choices:
     lock: bool
     lock_wait: int
     wait_for_database: int
+    lock_timeout: float | None
+    lock_patience: int
+    retry_python: bool
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> _Choices:
@@ -102,6 +117,11 @@ class _Choices:
                 lock=conf.lock() and not options.get("no_lock"),
                 lock_wait=number("lock_wait", conf.lock_wait),
                 wait_for_database=number("wait_for_database", conf.wait_for_database),
+                lock_timeout=seconds(options["lock_timeout"])
+                if options.get("lock_timeout") is not None
+                else conf.lock_timeout(),
+                lock_patience=number("lock_patience", conf.lock_patience),
+                retry_python=bool(options.get("retry_python")),
             )
         except (ArgumentTypeError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
@@ -146,6 +166,23 @@ class Command(BaseCommand):
             "metavar": "SECONDS",
             "help": "Wait up to so many seconds for the database to accept connections. "
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
+        },
+        "lock_timeout": {
+            "type": seconds,
+            "metavar": "SECONDS",
+            "help": "Give up a lock that isn't had in so many seconds, let others pass, and try "
+            "again. Default: the setting SAFEMIGRATE_LOCK_TIMEOUT, or waiting as migrate does.",
+        },
+        "lock_patience": {
+            "type": whole_number,
+            "metavar": "SECONDS",
+            "help": "With --lock-timeout: try again for so many seconds. Default: the setting "
+            "SAFEMIGRATE_LOCK_PATIENCE, or 300.",
+        },
+        "retry_python": {
+            "action": "store_true",
+            "help": "With --lock-timeout: retry a migration though Python of the project's "
+            "(RunPython) has run in it.",
         },
     }
     # Runs that write nothing take no turn.
@@ -222,7 +259,17 @@ class Command(BaseCommand):
         if not self.takes_turn(options):
             choices = replace(choices, lock=False, resync_first=False)
         wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with self._turn(connection, choices), self._healing(choices, connection.alias):
+        with (
+            self._turn(connection, choices),
+            self._healing(choices, connection.alias),
+            lock_timeout(
+                connection,
+                choices.lock_timeout,
+                patience=choices.lock_patience,
+                retry_python=choices.retry_python,
+                tell=lambda wait: self.stderr.write(f"safemigrate: {wait}"),
+            ),
+        ):
             return self.migrate.execute(*args, **options)
 
     @contextmanager
