@@ -274,7 +274,7 @@ class Waits:
         return noting
 
     def _retried(self, migration: Migration, original: Callable[..., Any]) -> Callable[..., Any]:
-        def apply(state: Any, schema_editor: Any, collect_sql: bool = False) -> Any:  # noqa: FBT001, FBT002
+        def apply(state: Any, schema_editor: Any, collect_sql: bool = False) -> Any:  # noqa: FBT001
             # Within somebody's transaction, or without one, there is nothing to give back.
             is_whole = schema_editor.atomic_migration and not self.connection.savepoint_ids
             self.python_has_run = False

@@ -1,0 +1,471 @@
+"""Lock timeouts: statements and migrations that give up a lock and try again, on a real server."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import contextmanager, suppress
+from threading import Event, Thread, Timer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, connection, connections, migrations, models, transaction
+from django.test import override_settings
+
+from safemigrate.locking.timeouts import lock_timeout
+from safemigrate.locking.wait import dial, twin
+from safemigrate.signals import lock_waited
+from tests.support.databases import execute, rows, value
+from tests.support.project import Project, contents, run_python
+from tests.support.runs import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from safemigrate.report import LockWait
+
+pytestmark = pytest.mark.usefixtures("database")
+
+SHORT = 0.1
+TAKE = "LOCK TABLE thing IN ACCESS SHARE MODE"
+ALTER = "ALTER TABLE thing ADD note text"
+COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = 'thing'::regclass AND attnum > 0"
+
+
+class Blocker:
+    """Another session, which holds a lock until it is told to let go."""
+
+    def __init__(self) -> None:
+        self.twin = twin(connection)
+        dial(self.twin)
+        self.cursor = self.twin.connection.cursor()
+
+    def execute(self, sql: str) -> None:
+        self.cursor.execute(sql)
+
+    def let_go(self) -> None:
+        self.twin.connection.rollback()
+
+
+@pytest.fixture
+def blocker(database: str) -> Iterator[Blocker]:
+    connection.ensure_connection()
+    blocker = Blocker()
+    yield blocker
+    blocker.twin.close()
+
+
+@pytest.fixture
+def thing(database: str) -> None:
+    execute("CREATE TABLE thing (id int)")
+    execute("INSERT INTO thing VALUES (1)")
+
+
+@pytest.fixture
+def waits() -> Iterator[list[LockWait]]:
+    seen: list[LockWait] = []
+
+    def receive(record: LockWait, **_: object) -> None:
+        seen.append(record)
+
+    lock_waited.connect(receive)
+    yield seen
+    lock_waited.disconnect(receive)
+
+
+def tell_nobody(_: LockWait) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def patient(patience: float = 60, seconds: float = SHORT, **options: Any) -> Iterator[None]:
+    with lock_timeout(connection, seconds, patience=patience, tell=tell_nobody, **options):
+        yield
+
+
+@contextmanager
+def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
+    """Let the blocker go once somebody has given up a lock."""
+    let_go = Thread(target=lambda: (eventually(lambda: waits), blocker.let_go()))
+    let_go.start()
+    yield
+    let_go.join()
+
+
+def sql(text: str = ALTER, reverse: str = "ALTER TABLE thing DROP note") -> migrations.RunSQL:
+    return migrations.RunSQL(text, reverse)
+
+
+# --- The setting
+
+
+def test_off_by_default(project: Project) -> None:
+    project.migration(
+        run_python(lambda apps, editor: seen.append(value("SHOW lock_timeout"))), atomic=False
+    )
+    seen: list[str] = []
+    project.migrate(command="safemigrate")
+    assert seen == ["0"]
+    assert not connection.execute_wrappers
+
+
+def test_the_session_has_it_for_the_run_and_when_it_connects_anew() -> None:
+    execute("SET lock_timeout = '7s'")
+    with patient(seconds=1.5):
+        assert value("SHOW lock_timeout") == "1500ms"
+        connection.close()
+        assert value("SHOW lock_timeout") == "1500ms"
+    assert value("SHOW lock_timeout") == "0"
+    assert not connection.execute_wrappers
+
+
+def test_a_roles_own_setting_is_restored() -> None:
+    execute("SET lock_timeout = '7s'")
+    with patient():
+        assert value("SHOW lock_timeout") == "100ms"
+    assert value("SHOW lock_timeout") == "7s"
+
+
+@pytest.mark.parametrize("given", [0, -1, "1", True])
+def test_a_setting_that_makes_no_sense(given: Any) -> None:
+    with override_settings(SAFEMIGRATE_LOCK_TIMEOUT=given), pytest.raises(CommandError):
+        call_command("safemigrate")
+
+
+# --- A statement in autocommit
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_statement_is_retried(blocker: Blocker, waits: list[LockWait]) -> None:
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits), patient():
+        execute(ALTER)
+    assert ("note",) in rows(COLUMNS)
+    assert waits[0].relation == "thing"
+    assert waits[0].mode == "AccessExclusiveLock"
+    assert waits[0].state == "idle in transaction"
+
+
+@pytest.mark.usefixtures("thing")
+@pytest.mark.parametrize("text", [f"{ALTER}; SELECT 1", f"DO $$ BEGIN {ALTER}; END $$"])
+def test_what_may_have_committed_a_part_is_not(blocker: Blocker, text: str) -> None:
+    blocker.execute(TAKE)
+    with patient(), pytest.raises(OperationalError):
+        execute(text)
+
+
+@pytest.mark.usefixtures("thing")
+def test_another_error_is_not(waits: list[LockWait]) -> None:
+    with patient(), pytest.raises(OperationalError):
+        execute("SET statement_timeout = '10ms'")
+        execute("SELECT pg_sleep(5)")
+    assert not waits
+
+
+@pytest.mark.usefixtures("thing")
+def test_patience_ends_with_the_original_error(blocker: Blocker) -> None:
+    blocker.execute(TAKE)
+    pid = blocker.twin.connection.info.backend_pid
+    with patient(patience=0.5), pytest.raises(OperationalError, match="lock timeout") as caught:
+        execute(ALTER)
+    [(_, note)] = caught.value.safemigrate_notes  # type: ignore[attr-defined]
+    assert f"pid {pid}" in note
+    assert f"pg_terminate_backend({pid})" in note
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    Timer(0.5, blocker.let_go).start()
+    with patient():
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+        assert value("SHOW lock_timeout") == "100ms"
+    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
+
+
+@pytest.mark.usefixtures("thing")
+def test_the_invalid_index_that_was_left_is_dropped_and_no_other(blocker: Blocker) -> None:
+    execute("CREATE TABLE twice AS SELECT 1 AS thing_id FROM generate_series(1, 2)")
+    with suppress(Exception):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY thing ON twice (thing_id)")
+    with suppress(Exception):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY thing_other ON twice (thing_id)")
+    blocker.execute("BEGIN")
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    # The first attempt times out, as a deadlock would end it, while it waits for the blocker.
+    with patient(patience=60) as _, _short_concurrently(blocker):
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+    invalid = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+    assert rows(invalid) == [("thing_other",)]
+
+
+@contextmanager
+def _short_concurrently(blocker: Blocker) -> Iterator[None]:
+    """Let a statement fail once in its midst, then let the blocker go."""
+    attempts = []
+
+    def fail_once(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        attempts.append(sql)
+        if len(attempts) > 1:
+            blocker.let_go()
+            return run(sql, params, many, context)
+        with connection.connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        return run(sql, params, many, context)
+
+    with connection.execute_wrapper(fail_once):
+        yield
+    assert len(attempts) == 2
+
+
+# --- A migration
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    execute("CREATE TABLE first (id int)")
+    return project
+
+
+def migrate(shop: Project, *args: Any, **options: Any) -> str:
+    return shop.migrate(
+        *args, command="safemigrate", **{"lock_timeout": SHORT, "lock_patience": 60, **options}
+    )
+
+
+def recorded() -> int:
+    return int(value("SELECT count(*) FROM django_migrations WHERE app = 'app'"))
+
+
+def test_a_migration_is_retried_whole(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("ALTER TABLE first ADD a int; INSERT INTO first VALUES (1)", "SELECT 1"))
+    shop.migration(
+        migrations.SeparateDatabaseAndState([sql("INSERT INTO first VALUES (2)", "SELECT 1")]),
+        migrations.CreateModel("Made", [("id", models.BigAutoField(primary_key=True))]),
+        migrations.CreateModel(
+            "Child",
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("made", models.ForeignKey("app.Made", models.CASCADE)),
+            ],
+        ),
+        sql(),
+    )
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        out = migrate(shop)
+    assert out.count("Applying app.0002_step... OK") == 1 or out.count("Applying app.0002") == 1
+    assert recorded() == 2
+    assert rows("SELECT id FROM first ORDER BY 1") == [(1,), (2,)]
+    constraints = "SELECT contype FROM pg_constraint WHERE conrelid = 'app_child'::regclass"
+    assert ("f",) in rows(constraints)
+    waits.clear()
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, "app", "0001")
+    assert recorded() == 1
+    assert ("note",) not in rows(COLUMNS)
+
+
+def test_deferred_sql_belongs_to_it(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(migrations.CreateModel("Made", [("id", models.BigAutoField(primary_key=True))]))
+    migrate(shop)
+    shop.migration(
+        migrations.CreateModel(
+            "Child",
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("made", models.ForeignKey("app.Made", models.CASCADE)),
+            ],
+        )
+    )
+    blocker.execute("LOCK TABLE app_made IN ROW EXCLUSIVE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 2
+
+
+def test_it_holds_nothing_while_it_waits(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute(TAKE)
+    held: list[Any] = []
+
+    def ask(**_: object) -> None:
+        other = Blocker()
+        other.execute(
+            f"""SELECT (SELECT count(*) FROM pg_locks WHERE pid = {pid} AND relation >= 16384),
+                       (SELECT backend_xmin FROM pg_stat_activity WHERE pid = {pid})"""
+        )
+        held.append(other.cursor.fetchone())
+        other.twin.close()
+
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    lock_waited.connect(ask)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    lock_waited.disconnect(ask)
+    assert held[0] == (0, None)
+
+
+def test_python_that_has_run_is_not_run_again(shop: Project, blocker: Blocker) -> None:
+    ran: list[int] = []
+    shop.migration(run_python(lambda apps, editor: ran.append(1)), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError) as caught:
+        migrate(shop)
+    assert ran == [1]
+    assert "--retry-python" in caught.value.safemigrate_notes[0][1]  # type: ignore[attr-defined]
+    assert recorded() == 0
+
+
+def test_python_is_run_again_where_that_is_harmless(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+    shop.migration(run_python(lambda apps, editor: ran.append(1)), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert len(ran) > 1
+    assert recorded() == 1
+
+
+def test_python_that_comes_later_runs_once(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+    shop.migration(sql(), run_python(lambda apps, editor: ran.append(1)))
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert ran == [1]
+
+
+def test_without_a_transaction_statements_are_retried(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql(), atomic=False)
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_fake_asks_for_no_lock(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(sql())
+    blocker.execute(TAKE)
+    migrate(shop, fake=True)
+    assert recorded() == 1
+    assert not waits
+
+
+def test_a_squashed_migration(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(sql(), replaces=[("app", "a"), ("app", "b")])
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 3
+
+
+def test_repeatable_read_is_not_retried(shop: Project, blocker: Blocker) -> None:
+    shop.migration(sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout|savepoint|isolation"):
+        migrate(shop)
+
+
+def test_a_nested_run_leaves_it_to_the_outer(shop: Project, blocker: Blocker) -> None:
+    def nested(apps: Any, editor: Any) -> None:
+        call_command("migrate", "auth", "zero", verbosity=0)
+
+    shop.migration(run_python(nested))
+    blocker.execute("LOCK TABLE auth_user IN ACCESS SHARE MODE")
+    with pytest.raises(OperationalError):
+        migrate(shop)
+    assert not connection.in_atomic_block
+    assert recorded() == 0
+
+
+def test_a_deadlock(shop: Project, blocker: Blocker) -> None:
+    execute("SET deadlock_timeout = '50ms'")
+    entered = Event()
+    shop.migration(sql("INSERT INTO first VALUES (1); LOCK TABLE first; SELECT pg_sleep(0.5)"))
+    shop.migration(
+        sql("LOCK TABLE first"), sql("SELECT pg_sleep(0.5)"), sql("INSERT INTO first VALUES (2)"), sql()
+    )
+
+    def application() -> None:
+        eventually(lambda: recorded_elsewhere.append(1) or True)
+        blocker.execute("SET deadlock_timeout = '60s'")
+        blocker.execute("INSERT INTO thing VALUES (1)")
+        entered.set()
+        time.sleep(0.3)
+        blocker.execute("INSERT INTO first VALUES (9)")
+        blocker.twin.connection.commit()
+
+    recorded_elsewhere: list[int] = []
+    thread = Thread(target=application)
+    thread.start()
+    entered.wait(10)
+    migrate(shop, lock_timeout=30)
+    thread.join()
+    assert recorded() == 2
+    assert rows("SELECT id FROM first WHERE id < 9 ORDER BY 1") == [(1,), (2,)]
+
+
+def test_twins_with_a_blocker_at_random_end_alike(
+    shop: Project, databases: Any, blocker: Blocker
+) -> None:
+    chance = random.Random(1)
+    for _ in range(4):
+        shop.migration(sql("INSERT INTO first VALUES (1)"), sql("ALTER TABLE thing ADD n int"), sql(
+            "ALTER TABLE thing DROP n"
+        ))
+    is_over = Event()
+
+    def block() -> None:
+        while not is_over.is_set():
+            table = chance.choice(["thing", "first", "django_migrations"])
+            blocker.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            time.sleep(chance.uniform(0, 0.4))
+            blocker.let_go()
+            time.sleep(0.2)
+
+    thread = Thread(target=block)
+    thread.start()
+    try:
+        migrate(shop)
+    finally:
+        is_over.set()
+        thread.join()
+    assert recorded() == 4
+    assert contents()["public.first"] == [(1,)] * 4
+
+
+def test_ctrl_c_while_waiting_ends_at_once(shop: Project, blocker: Blocker) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute(TAKE)
+
+    def interrupt(**_: object) -> None:
+        Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    lock_waited.connect(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            migrate(shop)
+    finally:
+        lock_waited.disconnect(interrupt)
+        time.sleep(0.2)
+    assert recorded() == 0
+    assert not connection.in_atomic_block
+    assert value("SHOW lock_timeout") == "0"
