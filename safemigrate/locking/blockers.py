@@ -62,6 +62,7 @@ class Watcher:
         self.process = os.getpid()
         self.twin = twin(connection)
         self.last: LockWait | None = None
+        self._seen: LockWait | None = None
         self._mutex = Lock()
         self._since: float | None = None
         self._pid = 0
@@ -79,13 +80,16 @@ class Watcher:
 
     @contextmanager
     def statement(self) -> Iterator[None]:
-        """Watch the statement that the block sends; ``last`` is whom it waited for, if anybody."""
+        """Watch the statement that the block sends; if it fails, ``last`` is whom it waited for."""
         with self._mutex:
-            self.last = None
+            self._seen = None
             self._pid = driver.backend_pid(self.connection.connection)
             self._since = monotonic()
         try:
             yield
+        except Error:
+            self.last = self._seen
+            raise
         finally:
             with self._mutex:
                 self._since = None
@@ -93,7 +97,7 @@ class Watcher:
     def _run(self) -> None:
         while not self._is_over.wait(self.interval):
             since = self._since
-            if since and self.last is None and monotonic() - since >= self.interval:
+            if since and self._seen is None and monotonic() - since >= self.interval:
                 # Nothing depends on the answer, and it may be asked for once more.
                 with suppress(Error):
                     self._ask(since)
@@ -111,7 +115,7 @@ class Watcher:
         with self._mutex:
             if self._since != since:  # it has ended meanwhile
                 return
-            self.last = record
+            self._seen = record
         self.tell(record)
 
 

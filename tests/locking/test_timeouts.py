@@ -401,7 +401,10 @@ def test_a_deadlock(shop: Project, blocker: Blocker) -> None:
     entered = Event()
     shop.migration(sql("INSERT INTO first VALUES (1); LOCK TABLE first; SELECT pg_sleep(0.5)"))
     shop.migration(
-        sql("LOCK TABLE first"), sql("SELECT pg_sleep(0.5)"), sql("INSERT INTO first VALUES (2)"), sql()
+        sql("LOCK TABLE first"),
+        sql("SELECT pg_sleep(0.5)"),
+        sql("INSERT INTO first VALUES (2)"),
+        sql(),
     )
 
     def application() -> None:
@@ -428,9 +431,11 @@ def test_twins_with_a_blocker_at_random_end_alike(
 ) -> None:
     chance = random.Random(1)
     for _ in range(4):
-        shop.migration(sql("INSERT INTO first VALUES (1)"), sql("ALTER TABLE thing ADD n int"), sql(
-            "ALTER TABLE thing DROP n"
-        ))
+        shop.migration(
+            sql("INSERT INTO first VALUES (1)"),
+            sql("ALTER TABLE thing ADD n int"),
+            sql("ALTER TABLE thing DROP n"),
+        )
     is_over = Event()
 
     def block() -> None:
