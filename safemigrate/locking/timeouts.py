@@ -7,6 +7,7 @@ set before its first operation, so that the locks it has taken are given back wh
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -57,9 +58,12 @@ SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
     ON space.oid = class.relnamespace
  WHERE NOT index.indisvalid
    AND index.indexrelid <> ALL (%s)
-   AND pg_catalog.strpos(%s, class.relname) > 0
+   AND class.relname = %s
    AND pg_catalog.pg_has_role(class.relowner, 'USAGE')
 """
+INDEX_NAME = re.compile(
+    r"""CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:"([^"]+)"|([\w$]+))\s+ON\b""", re.IGNORECASE
+)
 INVALID_BEFORE = """
 SELECT coalesce(pg_catalog.array_agg(indexrelid::pg_catalog.int8), '{}') AS oids
   FROM pg_catalog.pg_index
@@ -195,9 +199,13 @@ class Waits:
         def may_retry(error: BaseException) -> bool:
             return not many and self._may_retry(error, text)
 
-        def before_sleep(_: RetryCallState) -> None:
+        def before_sleep(state: RetryCallState) -> None:
             self._publish()
-            self._drop_invalid_index(text, indexes)
+            try:
+                self._drop_invalid_index(text, indexes)
+            except Error:
+                if state.outcome:
+                    state.outcome.result()  # raises what migrate would have raised
 
         return self._retrying(may_retry, before_sleep)(send)
 
@@ -236,10 +244,12 @@ class Waits:
 
     def _drop_invalid_index(self, text: str, before: list[int]) -> None:
         """Drop the index that a failed CREATE INDEX CONCURRENTLY has left, and no other."""
-        if not _creates_index(text):
+        named = INDEX_NAME.search(text) if _creates_index(text) else None
+        if named is None:
             return
-        with suppress(Error), driver.cursor(self.connection) as cursor:
-            left = cursor.rows(INVALID_INDEX, [before, text])
+        name = named[1] or named[2].lower()
+        with self._longer(queues_nobody=True), driver.cursor(self.connection) as cursor:
+            left = cursor.rows(INVALID_INDEX, [before, name])
             if len(left) == 1:
                 cursor.execute(f"DROP INDEX CONCURRENTLY {left[0].name}")
 

@@ -210,8 +210,8 @@ def _short_concurrently(blocker: Blocker) -> Iterator[None]:
     def fail_once(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         attempts.append(sql)
         if len(attempts) > 1:
-            blocker.let_go()
             return run(sql, params, many, context)
+        Timer(1.0, blocker.let_go).start()
         with connection.connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '100ms'")
         return run(sql, params, many, context)
