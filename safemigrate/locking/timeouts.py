@@ -287,9 +287,9 @@ class Waits:
         def apply(state: Any, schema_editor: Any, collect_sql: bool = False) -> Any:  # noqa: FBT001
             # Within somebody's transaction, or without one, there is nothing to give back.
             is_whole = schema_editor.atomic_migration and not self.connection.savepoint_ids
-            self.python_has_run = False
             if collect_sql or not is_whole or schema_editor.connection is not self.connection:
                 return original(state, schema_editor, collect_sql)
+            self.python_has_run = False
             deferred = list(schema_editor.deferred_sql)
 
             def attempt() -> Any:
