@@ -101,8 +101,8 @@ class Watcher:
                 # Nothing depends on the answer, and it may be asked for once more.
                 with suppress(Error):
                     self._ask(since)
-        with suppress(Error):
-            self.twin.close()
+        if self.twin.connection is not None:  # past Django, which takes it for another thread's
+            self.twin.connection.close()
 
     def _ask(self, since: float) -> None:
         if self.twin.connection is None or driver.is_closed(self.twin):
