@@ -1,7 +1,12 @@
 """
-What `resyncsequences --check` of many tables costs the server, and how often it asks.
+What the sweep, and `resyncsequences --check`, of many tables cost the server, and how often
+they ask.
 
     python benchmarks/scale.py [TABLES, 10,000 by default]
+    python benchmarks/scale.py sweep [TABLES …, 100 300 1000 3000 by default]
+
+The second measures the sweep alone, on catalogues that were never analysed, as a restore leaves
+them, and on analysed ones.
 
 Beside it: one max() and one read of the sequence for each table, sent one by one; and the SELECTs
 of Django's sqlsequencereset, which as shipped are one transaction that dies of "out of shared
@@ -29,23 +34,29 @@ from tests.support.environments import ROOT, server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+IS_SWEEP = sys.argv[1:2] == ["sweep"]
+SIZES = [int(size) for size in sys.argv[2:]] or [100, 300, 1000, 3000]
+TABLES = int(sys.argv[1]) if len(sys.argv) > 1 and not IS_SWEEP else 10_000
 TIMES = 3
 BATCH = 500
 
 
-def make_tables() -> None:
+def make_tables(count: int) -> None:
     from tests.support.databases import execute
 
-    for start in range(0, TABLES, BATCH):
+    for start in range(0, count, BATCH):
         execute(
             "".join(
                 f"CREATE TABLE t{n} (id bigserial PRIMARY KEY, note text);"
                 f"INSERT INTO t{n} (note) VALUES ('x'), ('y');"
-                for n in range(start, min(start + BATCH, TABLES))
+                for n in range(start, min(start + BATCH, count))
             )
         )
-    execute("SELECT setval('t7_id_seq', 1, false)")
+
+
+def analyse() -> None:
+    from tests.support.databases import execute
+
     execute("ANALYZE")
 
 
@@ -72,10 +83,31 @@ def measured() -> Iterator[Measure]:
     connection.ensure_connection()
     pid = connection.connection.info.backend_pid
     before, start = processor_time(pid), time.perf_counter()
-    with connection.execute_wrapper(count):
+    with connection.execute_wrapper(count), ours_counted(measure):
         yield measure
     measure.wall = time.perf_counter() - start
     measure.server = processor_time(pid) - before
+
+
+@contextmanager
+def ours_counted(measure: Measure) -> Iterator[None]:
+    """Count what passes no execute wrapper."""
+    from safemigrate import driver
+
+    plain = driver.Cursor.execute, driver.Cursor.rows
+
+    def counting(method: Any) -> Any:
+        def counted(self: Any, sql: str, params: Any = None) -> Any:
+            measure.sent += 1
+            return method(self, sql, params)
+
+        return counted
+
+    driver.Cursor.execute, driver.Cursor.rows = map(counting, plain)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        driver.Cursor.execute, driver.Cursor.rows = plain  # type: ignore[method-assign]
 
 
 def processor_time(pid: int) -> float:
@@ -126,11 +158,15 @@ def main(settings: dict[str, Any]) -> int:
     django.setup()
     from django.db import connection
 
-    from tests.support.databases import Databases
+    from tests.support.databases import Databases, execute
 
+    if IS_SWEEP:
+        return sweeps()
     results: dict[str, list[Measure]] = {"--check": [], "one by one": []}
     with Databases() as databases, databases.bound("default"):
-        make_tables()
+        make_tables(TABLES)
+        execute("SELECT setval('t7_id_seq', 1, false)")
+        analyse()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with measured() as measure:
             check()
@@ -146,6 +182,33 @@ def main(settings: dict[str, Any]) -> int:
                 cursor.execute(sql)
         results["sqlsequencereset"] = [measure]
     return report(results, grown)
+
+
+def sweeps() -> int:
+    """Print what the sweep costs where nothing is behind."""
+    from django.db import connection
+
+    from safemigrate.sequences.sweep import sweep
+    from tests.support.databases import Databases
+
+    print("| tables | catalogue | statements | server, ms a table | wall, ms |")
+    print("|---|---|---|---|---|")
+    for size in SIZES:
+        with Databases() as databases, databases.bound("default"):
+            make_tables(size)
+            for catalogue in ("not analysed", "analysed"):
+                if catalogue == "analysed":
+                    analyse()
+                measures = []
+                for _ in range(TIMES):
+                    with measured() as measure:
+                        assert list(sweep(connection)) == []
+                    measures.append(measure)
+                on_server = median(each.server for each in measures) / size * 1000
+                wall = median(each.wall for each in measures) * 1000
+                sent = measures[0].sent
+                print(f"| {size:,} | {catalogue} | {sent} | {on_server:.3f} | {wall:.0f} |")
+    return 0
 
 
 def report(results: dict[str, list[Measure]], grown: int) -> int:

@@ -80,7 +80,7 @@ FORMAT = """\
 def shown(*options: str) -> Text:
     """Run the demo and return what the picture shows of it, in the terminal's colours."""
     demo = subprocess.run(
-        [sys.executable, str(MANAGE), "demo", *options],
+        [sys.executable, str(MANAGE), "demo", "--this-database", *options],
         check=True,
         stdout=subprocess.PIPE,
         encoding="utf-8",

@@ -1,5 +1,5 @@
 """
-What taking turns is worth, and what it costs.
+What the migration lock is worth, and what it costs.
 
     python proofs/fleet.py [--rounds 50] [--processes 8] [--runs 40]
 

@@ -113,7 +113,7 @@ class Suite:
         }
         return {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (self.source, ROOT, ROOT / "benchmarks"))),
+            "PYTHONPATH": os.pathsep.join(map(str, (self.source, ROOT, ROOT / "proofs"))),
             "PYTHONDONTWRITEBYTECODE": "1",
             "STORM_COMMAND": weather.command,
             "STORM_DATABASES": json.dumps(databases),

@@ -107,7 +107,7 @@ def _replace_migrate() -> Any:
     with_ours.__dict__["cache_clear"] = vars(management)["get_commands"].cache_clear
     management.get_commands = with_ours
     if os.environ["STORM_SEQUENCES"] != "right":
-        ours.is_testing = lambda: False  # take turns, as in production
+        ours.is_testing = lambda: False  # take the lock, as in production
     return ours.Command
 
 

@@ -8,7 +8,7 @@ from django.core import checks, management
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from safemigrate.sequences.sweep import current_schemas, sequences_in, survey
+from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -52,8 +52,8 @@ def _behind(alias: str) -> Iterator[str]:
     connection = connections[alias]
     if connection.vendor != "postgresql":
         return
-    oids = sequences_in(connection, current_schemas(connection))
-    for chunk in survey(connection, oids):
+    feeds = feeds_in(connection, current_schemas(connection))
+    for chunk in survey(connection, feeds):
         yield from (str(finding.sequence) for finding in chunk if finding.is_behind)
 
 

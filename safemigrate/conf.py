@@ -7,22 +7,22 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 def max_retries() -> int:
-    """``SAFEMIGRATE_MAX_RETRIES``: how often one statement is repeated for one table (3)."""
+    """``SAFEMIGRATE_MAX_RETRIES``: how often a statement that failed is retried (3)."""
     return _whole_number("SAFEMIGRATE_MAX_RETRIES", 3)
 
 
 def heal() -> bool:
-    """``SAFEMIGRATE_HEAL``: whether anything is touched at all (True), or only diagnosed."""
+    """``SAFEMIGRATE_HEAL``: whether anything is changed (True), or only noted."""
     return _flag("SAFEMIGRATE_HEAL")
 
 
 def lock() -> bool:
-    """``SAFEMIGRATE_LOCK``: whether runs take turns with a database (True)."""
+    """``SAFEMIGRATE_LOCK``: whether a run takes the migration lock (True)."""
     return _flag("SAFEMIGRATE_LOCK")
 
 
 def lock_wait() -> int:
-    """``SAFEMIGRATE_LOCK_WAIT``: how many seconds to wait for one's turn (600)."""
+    """``SAFEMIGRATE_LOCK_WAIT``: how many seconds to wait for the migration lock (600)."""
     return _whole_number("SAFEMIGRATE_LOCK_WAIT", 600)
 
 

@@ -6,10 +6,13 @@ those see the statements that ``migrate`` would have sent, and no others.
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from django.db import Error
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ class Cursor:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._wrap_errors = connection.wrap_database_errors
-        self._cursor = _plain_cursor(connection.connection)
+        with self._wrap_errors:
+            self._cursor = _plain_cursor(connection.connection)
 
     def execute(self, sql: str, params: Any = None) -> None:
         with self._wrap_errors:
@@ -44,6 +48,14 @@ class Cursor:
         """Return the first row of a statement, or None where there is none."""
         rows = self.rows(sql, params)
         return rows[0] if rows else None
+
+    def last_row(self, sql: str, params: Any = None) -> Any:
+        """Return the first row of the last one of several statements."""
+        with self._wrap_errors:
+            self._cursor.execute(sql, params)
+            while is_psycopg3 and self._cursor.nextset():  # psycopg2 is at the last one anyway
+                pass
+            return self._cursor.fetchone()
 
     def close(self) -> None:
         self._cursor.close()
@@ -81,6 +93,26 @@ def is_closed(connection: BaseDatabaseWrapper) -> bool:
 
 
 @contextmanager
+def deadline(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
+    """Cut the connection if the block takes longer; what waits for the server then fails.
+
+    Neither driver has a time limit of the client's for a statement.
+    """
+    if seconds is None:
+        yield
+        return
+    with socket.socket(fileno=os.dup(connection.connection.fileno())) as ours:
+        timer = Timer(seconds, ours.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+@contextmanager
 def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     """Wrap the block in a transaction of its own; the server must be IDLE, whatever Django thinks.
 
@@ -96,7 +128,7 @@ def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
         driver.autocommit = True
     try:
         with cursor(connection) as ours:
-            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             try:
                 yield ours
             except BaseException:
@@ -138,9 +170,19 @@ def sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
+def is_of_the_connection(error: BaseException) -> bool:
+    """Tell whether the server has not said it: psycopg2 reports a lost one in any class."""
+    return isinstance(error, (OperationalError, InterfaceError)) or sqlstate(error) is None
+
+
 def diagnostics(error: BaseException) -> Any:
     """Return libpq's fields of a Django error, or None where its driver's error has none."""
     return getattr(error.__cause__, "diag", None)
+
+
+def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether no signal handler of Python's runs while a statement does."""
+    return connection.vendor == "postgresql" and not is_psycopg3
 
 
 def commits_each_row(many: bool) -> bool:  # noqa: FBT001 - as Django's wrappers are told

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .signals import sequence_resynced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from safemigrate.sequences.state import Finding
 
@@ -22,8 +22,8 @@ logger.addHandler(logging.NullHandler())
 class Resync:
     """A sequence that was moved past the keys it feeds.
 
-    ``before`` and ``after`` are the values that it would have given, and gives now, next.
-    ``repeated`` tells whether a statement had failed and was sent again.
+    ``before`` and ``after`` are its next value before the resync and after it. ``retried`` tells
+    whether a statement had failed and was sent again.
     """
 
     using: str
@@ -33,7 +33,7 @@ class Resync:
     sequence: str
     before: int
     after: int
-    repeated: bool = False
+    retried: bool = False
 
     def __str__(self) -> str:
         return (
@@ -87,14 +87,16 @@ class LockWait:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that was found and not mended; ``text`` says what to type.
+    """Something that was found and left as it is; ``text`` says what to type.
 
-    ``is_fatal`` tells that it explains the error that the run is about to end with.
+    ``is_fatal`` tells that it explains the error that the run is about to end with, ``is_expected``
+    that nothing has to be done about it unless such an error comes.
     """
 
     using: str
     text: str
     is_fatal: bool = False
+    is_expected: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -107,6 +109,8 @@ class Report:
     resyncs: list[Resync] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     tell: Callable[[Resync | Note], None] | None = None
+    # Where each resync is printed, a log on the same terminal need not say it once more.
+    log_level: int = logging.INFO
 
     def add(self, event: Resync | Note) -> None:
         if isinstance(event, Resync):
@@ -124,34 +128,33 @@ class Audience:
         self.using = using
         self.reports: list[Report] = []
         self._noted: set[str] = set()
-        self._left_behind: set[int] = set()
 
     def tell_of(
-        self, finding: Finding, relations: Iterable[int] = (), *, repeated: bool = False
+        self, finding: Finding, *, is_retried: bool = False, is_expected: bool = False
     ) -> None:
-        """Tell of a sequence that was moved or is behind still, by a key of ``relations``."""
-        sequence = finding.sequence
-        if finding.moved_to is not None and finding.next_value is not None:
-            key = next((each for each in sequence.keys if each.relation in relations), None)
-            key = key or sequence.keys[0]
-            self._resynced(
-                Resync(
-                    using=self.using,
-                    schema=sequence.schema,
-                    table=key.table,
-                    column=key.column,
-                    sequence=sequence.name,
-                    before=finding.next_value,
-                    after=finding.moved_to + sequence.increment,
-                    repeated=repeated,
-                )
-            )
-        elif finding.is_behind and sequence.oid not in self._left_behind:
-            self._left_behind.add(sequence.oid)
-            self.note(f"{finding} and was left alone: {finding.remedy}")
+        """Tell of a sequence that was moved, or was found behind or could not be checked."""
+        if finding.moved_to is not None:
+            self._tell_resync(finding, is_retried=is_retried)
+        elif finding.is_behind:
+            self.note(f"{finding} and was left alone: {finding.remedy}", is_expected=is_expected)
+        elif finding.status == "unknown":
+            text = f"{finding.sequence} could not be checked: {finding.obstacle}"
+            self.note(text, is_expected=is_expected)
 
-    def _resynced(self, record: Resync) -> None:
-        logger.info("%s", record, extra=asdict(record))
+    def _tell_resync(self, finding: Finding, *, is_retried: bool) -> None:
+        sequence = finding.sequence
+        record = Resync(
+            using=self.using,
+            schema=sequence.schema,
+            table=sequence.keys[0].table,
+            column=sequence.keys[0].column,
+            sequence=sequence.name,
+            before=finding.next_value or 0,
+            after=(finding.moved_to or 0) + sequence.increment,
+            retried=is_retried,
+        )
+        level = min((report.log_level for report in self.reports), default=logging.INFO)
+        logger.log(level, "%s", record, extra=asdict(record))
         sequence_resynced.send_robust(Resync, using=self.using, record=record)
         self._add(record)
 
@@ -159,12 +162,13 @@ class Audience:
         for report in self.reports:
             report.add(event)
 
-    def note(self, text: str, *, is_fatal: bool = False) -> None:
-        """Tell, once, what was found and not mended."""
+    def note(self, text: str, *, is_fatal: bool = False, is_expected: bool = False) -> None:
+        """Tell, once, what was found and left as it is."""
         if text not in self._noted:
             self._noted.add(text)
-            logger.warning("%s", text, extra={"using": self.using})
-            self._add(Note(self.using, text, is_fatal))
+            level = logging.INFO if is_expected else logging.WARNING
+            logger.log(level, "%s", text, extra={"using": self.using})
+            self._add(Note(self.using, text, is_fatal=is_fatal, is_expected=is_expected))
 
     def explain(self, error: BaseException, text: str) -> None:
         """Attach ``text`` to ``error``, which says it wherever it gets out."""
@@ -176,14 +180,19 @@ class Audience:
 
     def tell_why(self, leaving: BaseException) -> None:
         """Tell what is known of the error that the run ends with, and of those behind it."""
-        met: list[BaseException] = []
-        error: BaseException | None = leaving
-        while error is not None and error not in met:
-            met.append(error)
+        for error in chain(leaving):
             for using, text in _notes(error):
                 if using == self.using:
                     self.note(text, is_fatal=True)
-            error = error.__cause__ or error.__context__
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those behind it, each once."""
+    met: list[BaseException] = []
+    while error is not None and error not in met:
+        met.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _notes(error: BaseException) -> tuple[tuple[str, str], ...]:

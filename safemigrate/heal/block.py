@@ -1,4 +1,4 @@
-"""``healing()``: let no sequence that is behind stop, or cut short, what a block does.
+"""``healing()``: run a block that no sequence behind its table can stop, or silently cut short.
 
 It puts an execute wrapper (Django's "database instrumentation") on the PostgreSQL connections of
 this thread, and takes it away again.
@@ -7,23 +7,23 @@ this thread, and takes it away again.
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.models.signals import pre_migrate
 
 from safemigrate import conf
-from safemigrate.report import Audience, Note, Report, Resync
-from safemigrate.sequences.sweep import current_schemas, sequences_in, survey
+from safemigrate.report import Note, Report, Resync
 
-from .healer import Healer
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["Note", "Report", "Resync", "healing", "resync_first"]
+__all__ = ["Note", "Report", "Resync", "healing", "healing_migrate"]
 
 
 @contextmanager
@@ -34,46 +34,61 @@ def healing(
     heal: bool | None = None,
     tell: Callable[[Resync | Note], None] | None = None,
 ) -> Iterator[Report]:
-    """Let no sequence that is behind stop, or silently cut short, what the block does.
+    """Resync every sequence that is behind, then keep those in sync that the block disturbs.
 
-    ``using`` is an alias, several, or None for every PostgreSQL database of the settings; only
-    the connections of the current thread are meant. ``max_retries`` is how often one statement is
-    repeated for one table (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3); 0 resyncs without
-    repeating. With ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is touched, only
-    noted. ``tell`` is called with each :class:`Resync` and :class:`Note` as it happens.
+    ``using`` is an alias, several, or None for every PostgreSQL database of the settings (those
+    that are not connected yet are swept before the first statement that may insert). Only the
+    connections of the current thread are meant. ``max_retries`` is how often a statement that
+    failed in autocommit is retried (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3). With
+    ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is changed, only noted. ``tell`` is
+    called with each :class:`Resync` and :class:`Note` as it happens.
 
-    Inside another ``healing()`` of the same connection the outer one's options stand. A connection
+    Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.
 
     Yields a :class:`Report`. Raises ImproperlyConfigured for a setting that can't be used.
     """
     retries = conf.max_retries() if max_retries is None else max_retries
-    touch = conf.heal() if heal is None else heal
+    move = conf.heal() if heal is None else heal
     report = Report(tell=tell)
-    with ExitStack() as stack:
-        for connection in _connections(using):
-            stack.enter_context(_installed(connection, report, retries=retries, touch=touch))
+    with _wrapped(using, report, retries, move=move) as wrappers:
+        for wrapper in wrappers:
+            if using is not None or wrapper.connection.connection is not None:
+                wrapper.sweep()
         yield report
 
 
-def resync_first(
-    using: str, *, heal: bool = True, tell: Callable[[Resync | Note], None] | None = None
-) -> Report:
-    """Set right every sequence in the current schemas of a database, once and beforehand.
+@contextmanager
+def healing_migrate(report: Report, *, max_retries: int, heal: bool) -> Iterator[None]:
+    """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row."""
 
-    For what :func:`healing` can't see, such as COPY and rows that triggers insert with ON CONFLICT.
-    """
-    report = Report(tell=tell)
-    for connection in _connections(using):
-        audience = Audience(connection.alias)
-        audience.reports.append(report)
-        oids = sequences_in(connection, current_schemas(connection))
-        for chunk in survey(connection, oids, move=heal):
-            for finding in chunk:
-                audience.tell_of(finding)
-                if finding.status == "unknown":
-                    audience.note(f"Could not look at {finding.sequence}: {finding.obstacle}")
-    return report
+    def sweep(using: str, plan: Any, **kwargs: Any) -> None:
+        if plan and (wrapper := _wrapper_of(connections[using])):
+            wrapper.sweep()
+
+    with _wrapped(None, report, max_retries, move=heal):
+        pre_migrate.connect(sweep)
+        try:
+            yield
+        finally:
+            pre_migrate.disconnect(sweep)
+
+
+@contextmanager
+def _wrapped(
+    using: str | Iterable[str] | None, report: Report, retries: int, *, move: bool
+) -> Iterator[list[Wrapper]]:
+    """Give those wrappers that no outer block has put on already."""
+    with ExitStack() as stack:
+        wrappers = []
+        for connection in _connections(using):
+            wrapper = _wrapper_of(connection)
+            if wrapper is None:
+                wrapper = Wrapper(connection, retries=retries, move=move)
+                stack.enter_context(_installed(wrapper))
+                wrappers.append(wrapper)
+            stack.enter_context(_reporting(wrapper, report))
+        yield wrappers
 
 
 def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrapper]:
@@ -92,26 +107,30 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
                 yield connection
 
 
-@contextmanager
-def _installed(
-    connection: BaseDatabaseWrapper, report: Report, *, retries: int, touch: bool
-) -> Iterator[None]:
+def _wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     wrappers = connection.execute_wrappers
-    healer = next((each for each in wrappers if isinstance(each, Healer)), None)
-    is_outermost = healer is None
-    if healer is None:
-        healer = Healer(connection, retries=retries, touch=touch)
-        wrappers.append(healer)
-    healer.audience.reports.append(report)
+    return next((each for each in wrappers if isinstance(each, Wrapper)), None)
+
+
+@contextmanager
+def _installed(wrapper: Wrapper) -> Iterator[None]:
+    connection = wrapper.connection
+    connection.execute_wrappers.append(wrapper)
+    try:
+        yield
+    finally:
+        # By identity: leaving connection.execute_wrapper() takes off whichever stands last.
+        if wrapper in connection.execute_wrappers:
+            connection.execute_wrappers.remove(wrapper)
+
+
+@contextmanager
+def _reporting(wrapper: Wrapper, report: Report) -> Iterator[None]:
+    wrapper.audience.reports.append(report)
     try:
         yield
     except BaseException as error:
-        healer.settle(error)
+        wrapper.conclude(error)
         raise
-    else:
-        healer.settle()
     finally:
-        healer.audience.reports.remove(report)
-        # By identity: leaving connection.execute_wrapper() takes off whichever stands last.
-        if is_outermost and healer in wrappers:
-            wrappers.remove(healer)
+        wrapper.audience.reports.remove(report)

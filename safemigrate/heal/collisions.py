@@ -1,4 +1,4 @@
-"""Read an IntegrityError: is it a unique violation, and of which table's constraint?"""
+"""Judge an IntegrityError: whose doing is it, and can a resync cure it?"""
 
 from __future__ import annotations
 
@@ -6,66 +6,183 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.db import IntegrityError
+
+from safemigrate import driver
+from safemigrate.report import chain
+from safemigrate.sequences.resync import has_lost_default, resync_constraint
+from safemigrate.sqltext import words_of_one_statement
+
 if TYPE_CHECKING:
-    from django.db import IntegrityError
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from .statements import Statement
+    from safemigrate.report import Audience
+    from safemigrate.sequences.resync import Feeding
 
-UNIQUE_VIOLATION = "23505"
+VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"
 PRIMARY_KEY_IN_TEXT = re.compile(r'"((?:[^"]|"")+)_pkey"')
+WRITING = frozenset({"insert", "update", "merge"})
+DUPLICATES = (
+    "{table} already holds duplicate values, so {constraint} cannot be created. No sequence is "
+    "involved: find the rows with GROUP BY … HAVING count(*) > 1 and remove or change them."
+)
+CONCURRENT_DDL = (
+    "Two sessions created the same object at once. Let one of them migrate at a time, and run the "
+    "command again."
+)
+GENUINE = (
+    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement "
+    "supplied this value itself, or a trigger or function that it calls."
+)
+LOST_DEFAULT = (
+    "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
+    "it. No sequence is behind: give the column its identity or default back."
+)
+LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check"
 
 
 @dataclass(frozen=True)
 class Collision:
-    """A unique violation as the server reported it; ``schema`` is None where only text was left."""
+    """A violation as the server reported it; ``schema`` is None where only text was left.
+
+    ``is_of_stored_rows`` tells that no row was added: an index was to be built over duplicates.
+    """
 
     schema: str | None
     table: str
     constraint: str
+    is_of_stored_rows: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}" if self.schema else self.table
 
 
-def sqlstate(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of a driver's error, psycopg2's or psycopg 3's."""
-    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-
-
-def collision_of(error: IntegrityError) -> Collision | None:
-    """Return what ``error`` collided with, or None where it is no unique violation.
+def collision_of(error: BaseException) -> Collision | None:
+    """Return what ``error`` collided with, or None where it is no such violation.
 
     The error object is asked, not its text: messages are translated and names are cut. Only an
     error that carries no diagnostics at all is searched for the ``"…_pkey"`` of PostgreSQL's
     default naming.
     """
-    cause = error.__cause__
-    state = sqlstate(cause)
-    if state not in (UNIQUE_VIOLATION, None):
+    if not isinstance(error, IntegrityError):
         return None
-    diag: Any = getattr(cause, "diag", None)
+    state = driver.sqlstate(error)
+    if state is not None and state not in VIOLATIONS:
+        return None
+    diag: Any = driver.diagnostics(error)
     if diag is not None and diag.table_name:
-        return Collision(diag.schema_name, diag.table_name, diag.constraint_name)
+        # The server's function that found it: sorting rows for an index, not inserting one.
+        is_of_stored_rows = str(diag.source_function).startswith("comparetup_index")
+        return Collision(diag.schema_name, diag.table_name, diag.constraint_name, is_of_stored_rows)
     if match := PRIMARY_KEY_IN_TEXT.search(str(error)):
         table = match[1].replace('""', '"')
         return Collision(None, table, f"{table}_pkey")
     return None
 
 
-def explanation(error: BaseException, statement: Statement) -> str:
-    """Say in one line why ``error`` is not a sequence's doing, or an empty string if unknown."""
-    diag = getattr(error.__cause__, "diag", None)
-    state = sqlstate(error.__cause__)
-    schema, table = getattr(diag, "schema_name", None), getattr(diag, "table_name", None)
-    if state == NOT_NULL_VIOLATION:
-        column = getattr(diag, "column_name", None)
-        if any(insert.leaves(str(column), ()) for insert in statement.inserts if insert.columns):
-            return (
-                f"{schema}.{table}.{column} has no default any more (lost in a restore or a copy). "
-                "No sequence is behind: give the column its sequence or identity back."
+def why_not_retried(sql: Any, connection: BaseDatabaseWrapper, *, many: bool, retries: int) -> str:
+    """Say why a statement that failed in autocommit is not sent again; empty where it is."""
+    if retries == 0:
+        return "retries are off"
+    if driver.commits_each_row(many):
+        return "its first rows are committed already"
+    try:
+        words = words_of_one_statement(driver.text_of(sql, connection))
+    except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
+        words = None
+    if words is None or not driver.takes_backslashes_literally(connection):
+        return "it may be several statements, some of them committed already"
+    is_writing = words[0] in WRITING or (words[0] == "with" and not WRITING.isdisjoint(words))
+    return "" if is_writing else f"{words[0].upper()} may have committed a part already"
+
+
+class Judge:
+    """Asks the server about the errors of one connection, and resyncs what caused them."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, audience: Audience, *, move: bool) -> None:
+        self._connection = connection
+        self._audience = audience
+        self._move = move
+
+    def heals(self, error: BaseException, *, refusal: str = "") -> bool:
+        """Resync what ``error`` collided on; return whether a sequence moved. Never raises.
+
+        Otherwise, and where a ``refusal`` keeps the statement from being retried, the error is
+        given a note.
+        """
+        collision = collision_of(error)
+        if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
+            self._explain(error, _plain_reason(collision))
+            return False
+        try:
+            feeding = resync_constraint(
+                self._connection,
+                collision.schema,
+                collision.table,
+                collision.constraint,
+                move=self._move,
             )
-    if state != UNIQUE_VIOLATION:
+        except Exception as failure:  # noqa: BLE001 - the run ends with its own error
+            self._explain(error, f"{collision} could not be checked: {str(failure).strip()}")
+            return False
+        has_moved = any(each.moved_to is not None for each in feeding.findings)
+        for finding in feeding.findings:
+            self._audience.tell_of(finding, is_retried=has_moved and not refusal, is_expected=True)
+        if has_moved and not refusal:
+            return True
+        self._explain(error, _verdict(collision, feeding, refusal))
+        return has_moved
+
+    def explain(self, leaving: BaseException) -> None:
+        """Give the collisions behind ``leaving``, which no retry has judged, a note each."""
+        for error in chain(leaving):
+            using = getattr(error, "safemigrate_using", self._connection.alias)
+            if using != self._connection.alias or getattr(error, "safemigrate_notes", ()):
+                continue
+            collision = collision_of(error)
+            if collision is None:
+                self._explain_null(error)
+            elif not self._is_idle():
+                self._explain(error, LATER.format(table=collision))
+            else:
+                self.heals(error, refusal="it was part of a transaction that was rolled back")
+
+    def _is_idle(self) -> bool:
+        return not driver.is_closed(self._connection) and (
+            driver.transaction_status(self._connection) == driver.IDLE
+        )
+
+    def _explain_null(self, error: BaseException) -> None:
+        diag = driver.diagnostics(error)
+        if diag and driver.sqlstate(error) == NOT_NULL_VIOLATION and self._is_idle():
+            where = diag.schema_name, diag.table_name, diag.column_name
+            if has_lost_default(self._connection, *where):
+                table = f"{diag.schema_name}.{diag.table_name}"
+                self._explain(error, LOST_DEFAULT.format(table=table, column=diag.column_name))
+
+    def _explain(self, error: BaseException, text: str) -> None:
+        self._audience.explain(error, text)
+
+
+def _plain_reason(collision: Collision | None) -> str:
+    if collision is None:
         return ""
-    if schema == "pg_catalog":
-        return "Two sessions defined the same thing at once: let one migrate at a time."
-    if not statement.inserts and not statement.changes:
-        return f"{schema}.{table} holds duplicates of its own, so no unique index can be made."
-    return f"What collided in {schema}.{table} was given by the statement, not by a sequence."
+    if collision.schema == "pg_catalog":
+        return CONCURRENT_DDL
+    return DUPLICATES.format(table=collision, constraint=collision.constraint)
+
+
+def _verdict(collision: Collision, feeding: Feeding, refusal: str) -> str:
+    moved = [each for each in feeding.findings if each.moved_to is not None]
+    if moved:
+        names = ", ".join(str(each.sequence) for each in moved)
+        return (
+            f"{names} was behind {collision} and is in sync now. The statement was not retried, "
+            f"because {refusal}: run the command again."
+        )
+    if left := next((each for each in feeding.findings if each.obstacle or each.is_behind), None):
+        return f"{left.sequence}, which feeds {collision}, was left alone: {left.remedy}"
+    if feeding.why_not:
+        return feeding.why_not
+    return GENUINE.format(table=collision, columns=", ".join(feeding.columns) or "the constraint")

@@ -1,27 +1,27 @@
 """
-Take turns: one run migrates a database, the others wait for it.
+The migration lock: one run migrates a database, the others wait for it.
 
-The turn is a transaction-level advisory lock on a connection of its own. It is polled for: the
-snapshot of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes when
-the process has ended, and whatever was forked from it. It is no fence: see ``watching``.
+It is a transaction-level advisory lock on a connection of its own. It is polled for: the snapshot
+of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes when the
+process has ended, and whatever was forked from it. It is no fence: see ``watching``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
-import socket
 from contextlib import ExitStack, closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread, current_thread
+from threading import enumerate as all_threads
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from django.db import Error, InterfaceError, OperationalError
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
-from django.db.backends.signals import connection_created
+from django.db import Error, OperationalError
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -30,7 +30,11 @@ from tenacity import (
     wait_random,
 )
 
+from safemigrate import driver
+from safemigrate.locking.holder import Holder, holder_of, hostname, name_of_run, printable
 from safemigrate.locking.wait import Telling, dial, first_line, twin, within
+from safemigrate.locking.watching import on_connecting, watching
+from safemigrate.report import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,118 +42,163 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from tenacity import RetryCallState
 
-# In pg_locks, which knows it per database, classid and objid are its upper and lower half.
-KEY = int.from_bytes(b"safemigr", "big")
-NAME_LENGTH = 63
-# How long to wait for a dead run's last statement: ``watching`` ends it within half a second.
-LAST_STATEMENT = 5.0
+# The first of the lock's two numbers; the second is that of the schema of django_migrations.
+KEY = int.from_bytes(b"safe", "big")
+# So many seconds an answer may take in any case; and the first one that a pooler has to send.
+SHORTEST_ANSWER, LONGEST_ANSWER = 5.0, 30.0
 
 Address = tuple[str, ...]
 
 
 class LockError(Exception):
-    """The turn was not had; the message says why and what to do."""
+    """The migration lock was not had; the message says why and what to do."""
 
 
 class LockUnavailableError(LockError):
-    """No turns can be taken here: no spare connection, no privilege, or no advisory locks."""
+    """There is no migration lock to be had here: no second connection, or no privilege."""
 
-    def __init__(self, alias: str, reason: Exception) -> None:
+    def __init__(self, alias: str, reason: BaseException | None) -> None:
         super().__init__(
-            f'Could not take turns on database "{alias}", which needs a second connection and '
-            f"pg_try_advisory_xact_lock: {first_line(reason)}\n"
-            "Run with --no-lock, and see to it that no other run is under way."
+            f'Could not take the migration lock of database "{alias}": '
+            f"{printable(first_line(reason))}\n"
+            "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. What is "
+            "short may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
+            "Or run with --no-lock, and see to it that no other run is under way."
         )
 
 
 class LockTimeoutError(LockError):
-    """Another run still held the turn when patience was over."""
+    """Somebody else still held the migration lock when patience was over."""
 
     def __init__(self, alias: str, patience: float, holder: Holder) -> None:
         self.holder = holder
         super().__init__(
-            f'Gave up after {patience:g} s: database "{alias}" is being migrated by {holder}.\n'
-            "Wait longer with --lock-wait; or, if that run hangs, end it"
-            f"{holder.remedy()}. With --no-lock two runs migrate at once."
+            f'Gave up after {patience:g} s: the migration lock of database "{alias}" is held by '
+            f"{holder}.\n"
+            f"Wait longer with --lock-wait. {printable(holder.advice())} "
+            "With --no-lock two runs migrate at once."
         )
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who has the turn, as far as the server shows it to this role."""
+class LockHeldByParentError(LockError):
+    """This run was started by the one that holds the lock, which may be waiting for it."""
 
-    token: str
-    host: str
-    since: datetime | None
-    backend: int | None
-    worker: int | None
-    running: str
+    def __init__(self, alias: str, holder: Holder) -> None:
+        self.holder = holder
+        super().__init__(
+            f'The migration lock of database "{alias}" is held by {holder}, which has started '
+            "this run and may be waiting for it.\n"
+            "Start it in the same thread, or as a process with the same environment; or with "
+            "--no-lock."
+        )
 
-    @property
-    def process(self) -> str:
-        return self.token.partition("_")[0] or "unknown"
 
-    def remedy(self) -> str:
-        return f" (SELECT pg_terminate_backend({self.backend}))" if self.backend else ""
+class LockLostError(LockError):
+    """The connection that held the lock was lost, and another run may have migrated since."""
 
-    def __str__(self) -> str:
-        since = f", since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
-        running = f", now {self.running}" if self.running else ""
-        return f"process {self.process} on {self.host or 'an unknown host'}{since}{running}"
+    def __init__(self, alias: str, why: str) -> None:
+        super().__init__(
+            f'Stopped: the migration lock of database "{alias}" was lost on the way, {why}.\n'
+            "What was applied so far is recorded. Run safemigrate again."
+        )
 
 
 @dataclass
-class Turn:
+class MigrationLock:
     """What became of asking: a nested run has not ``taken`` it; ``lost`` is known at the end."""
 
     taken: bool
     lost: bool = False
+    _lock: _Lock | None = field(default=None, repr=False)
+
+    def check(self) -> bool:
+        """Return whether the lock was held all along; if it wasn't, it has been taken again.
+
+        Raises LockLostError where it can't be. Costs one round trip on the lock's connection.
+        """
+        return self._lock is None or self._lock.check()
 
 
 @contextmanager
-def turn(
-    connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
-) -> Iterator[Turn]:
+def migration_lock(
+    connection: BaseDatabaseWrapper,
+    *,
+    patience: float,
+    tell: Callable[[str], None],
+    watches_at_once: bool = True,
+) -> Iterator[MigrationLock]:
     """
-    Hold the turn of the connection's database, waiting up to ``patience`` seconds (0: try once).
+    Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
 
-    Raise LockTimeoutError when another run keeps it, LockUnavailableError where no turns can be
-    taken, and the connection's own error where it cannot connect. A run inside the holder's own,
-    in a forked or spawned child too, passes at once; on another vendor's database every run does.
+    Raise LockTimeoutError when somebody else keeps it, LockHeldByParentError where that would be
+    the run that has started this one, LockUnavailableError where there is no lock to be had, and
+    the connection's own error where it cannot connect. A run inside the holder's own, in a forked
+    or spawned child too, passes at once; on another vendor's database every run does.
     """
     if connection.vendor != "postgresql" or _is_held_by_kin(connection):
-        yield Turn(taken=False)
+        yield MigrationLock(taken=False)
         return
-    with closing(Lock(connection)) as lock:
-        if not lock.take(patience=patience, tell=tell):
-            yield Turn(taken=False)
+    with closing(_Lock(connection, patience)) as lock:
+        if not lock.take(tell):
+            yield MigrationLock(taken=False)
             return
-        held = Turn(taken=True)
+        held = MigrationLock(taken=True, _lock=lock)
         try:
             with ExitStack() as stack:
                 stack.enter_context(_known(lock.token, connection))
-                stack.enter_context(_on_connecting(lock.follow))
-                stack.enter_context(watching(connection))
+                stack.enter_context(on_connecting(lock.follow))
+                stack.enter_context(watching(connection, at_once=watches_at_once))
                 yield held
         finally:
             held.lost = not lock.release()
 
 
-# --- Whose turn it is -----------------------------------------------------------------------------
+# --- Whose lock it is -----------------------------------------------------------------------------
 
-_held: dict[str, Address] = {}
-_mine: ContextVar[frozenset[str]] = ContextVar("safemigrate_turns", default=frozenset())
+
+@dataclass
+class _Held:
+    """A lock of this process, and the threads that were there before it was taken."""
+
+    address: Address
+    bystanders: WeakSet[Thread]
+
+
+_held: dict[str, _Held] = {}
+_mine: ContextVar[frozenset[str]] = ContextVar("safemigrate_locks", default=frozenset())
 
 
 def _is_held_by_kin(connection: BaseDatabaseWrapper) -> bool:
     address = _address(connection)
-    return any(_is_kin(token) for token, held in list(_held.items()) if held == address)
+    return any(_is_kin(token) for token, held in list(_held.items()) if held.address == address)
 
 
 def _is_kin(token: str) -> bool:
-    """Tell whether the turn is this context's or an ancestor process's; not another thread's."""
+    """Tell whether the lock is this context's or an ancestor process's; not another thread's."""
     spawned = _variable(token) in os.environ and token.partition("_")[0] != str(os.getpid())
     return spawned or token in _mine.get()
+
+
+def _is_parent(holder: Holder) -> bool:
+    """Tell whether the holder has started this thread or process, which knows nothing of it."""
+    if held := _held.get(holder.token):
+        return current_thread() not in held.bystanders
+    return (
+        bool(holder.token)
+        and hostname().endswith(holder.host)
+        and int(holder.process) in _ancestors()
+    )
+
+
+def _ancestors() -> Iterator[int]:
+    """List the processes above this one, but for the first: each container has one of its own."""
+    pid = os.getppid()
+    while pid > 1:
+        yield pid
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            return
 
 
 def _address(connection: BaseDatabaseWrapper) -> Address:
@@ -162,14 +211,14 @@ def _address(connection: BaseDatabaseWrapper) -> Address:
 
 
 def _variable(token: str) -> str:
-    return f"SAFEMIGRATE_TURN_{token}"
+    return f"SAFEMIGRATE_LOCK_{token}"
 
 
 @contextmanager
 def _known(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let nested runs know whose turn it is: here, in forked and in spawned processes."""
+    """Let nested runs know whose lock it is: here, in forked and in spawned processes."""
     mine = _mine.set(_mine.get() | {token})
-    _held[token] = _address(connection)
+    _held[token] = _Held(_address(connection), WeakSet(all_threads()))
     os.environ[_variable(token)] = connection.alias
     try:
         yield
@@ -182,45 +231,35 @@ def _known(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
 # --- The lock -------------------------------------------------------------------------------------
 
 # All of it is local to the transaction, for behind a pooler the session is others' as well. A
-# setting that this server is too old for is one that current_setting() does not find.
+# setting that this server is too old for is one that current_setting() does not find. The schema is
+# found by the role's and the alias's own search_path, whose operators are none of pg_catalog's.
 BEGIN_AND_TRY = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
 SELECT pg_catalog.set_config(own.name, own.value, true)
+  FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS own (name, value);
+SELECT pg_catalog.set_config('safemigrate.schema', coalesce(
+       (SELECT space.nspname
+          FROM pg_catalog.pg_class AS class
+          JOIN pg_catalog.pg_namespace AS space
+            ON space.oid OPERATOR(pg_catalog.=) class.relnamespace
+         WHERE class.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('django_migrations')),
+       pg_catalog.current_schema(), '')::pg_catalog.text, true);
+SELECT pg_catalog.set_config(own.name, own.value, true)
   FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS own (name, value)
  WHERE pg_catalog.current_setting(own.name, true) IS NOT NULL;
-SELECT pg_catalog.pg_try_advisory_xact_lock(%s)
+SELECT key.schema,
+       pg_catalog.pg_backend_pid() AS backend,
+       pg_catalog.pg_try_advisory_xact_lock(%s, key.schema) AS is_taken
+  FROM pg_catalog.hashtext(pg_catalog.current_setting('safemigrate.schema')) AS key (schema)
 """
 
 RENAME = "SELECT pg_catalog.set_config('application_name', %s, true)"
-
-WHO_HOLDS_IT = """
-SELECT pg_catalog.split_part(taker.application_name, ' ', 2),
-       coalesce(nullif(pg_catalog.split_part(taker.application_name, ' ', 4), ''),
-                pg_catalog.host(taker.client_addr), ''),
-       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - taker.xact_start)::pg_catalog.float8,
-       taker.pid,
-       worker.pid,
-       worker.state,
-       worker.query,
-       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - worker.query_start)::pg_catalog.float8
-  FROM pg_catalog.pg_locks AS lock
-  JOIN pg_catalog.pg_database AS here
-    ON here.oid = lock.database AND here.datname = pg_catalog.current_database()
-  JOIN pg_catalog.pg_stat_activity AS taker
-    ON taker.pid = lock.pid
-  LEFT JOIN pg_catalog.pg_stat_activity AS worker
-    ON worker.pid::pg_catalog.text = pg_catalog.split_part(taker.application_name, ' ', 3)
- WHERE lock.locktype = 'advisory'
-   AND lock.granted
-   AND lock.objsubid = 1
-   AND (lock.classid::pg_catalog.int8 << 32) | lock.objid::pg_catalog.int8 = %s
-"""
 
 # pg_locks, not pg_stat_activity: within a transaction the latter shows what it showed first.
 IS_IN_A_TRANSACTION = """
 SELECT EXISTS (
        SELECT FROM pg_catalog.pg_locks AS lock
-        WHERE lock.pid = %s AND lock.locktype = 'virtualxid')
+        WHERE lock.pid = %s AND lock.locktype = 'virtualxid') AS is_busy
 """
 
 LOCAL_SETTINGS = {
@@ -230,133 +269,219 @@ LOCAL_SETTINGS = {
     "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
-    # A host that vanished without a word gives its turn back in two minutes, not in two hours.
+    # A host that vanished without a word gives its lock back in two minutes, not in two hours.
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "6",
 }
 
 
-class Lock:
-    """The connection that asks for the turn, and holds it."""
+class _TryAgainError(Exception):
+    """The lock's connection could not be had, or was lost: its cause says why."""
 
-    def __init__(self, migrating: BaseDatabaseWrapper) -> None:
+
+class _Lock:
+    """The connection that asks for the migration lock, and holds it."""
+
+    def __init__(self, migrating: BaseDatabaseWrapper, patience: float) -> None:
         self.migrating = migrating
+        self.alias = migrating.alias
+        self.patience = patience
+        self.end = monotonic() + patience
         self.process = os.getpid()
         self.token = f"{self.process}_{secrets.token_hex(4)}"
-        self.has_asked = False
         self.rival: Holder | None = None
+        self.is_given_up = False
+        self.is_pooled = False
         self.role = migrating.settings_dict["OPTIONS"].get("assume_role")
         self.twin = twin(migrating)
         self.twin.settings_dict["OPTIONS"].setdefault("keepalives_idle", 60)
 
-    def take(self, *, patience: float, tell: Callable[[str], None]) -> bool:
-        """Return whether the turn was taken: False where it is kin's already."""
+    @property
+    def left(self) -> float:
+        return max(0.0, self.end - monotonic())
+
+    # Taking it.
+
+    def take(self, tell: Callable[[str], None]) -> bool:
+        """Return whether the lock was taken: False where it is kin's already."""
         was_closed = self.migrating.connection is None
+        has_waited = False
         self.migrating.ensure_connection()
-        telling = Telling(tell, self._sentence(patience))
+        telling = Telling(tell, self._sentence)
 
         def before_sleep(state: RetryCallState) -> None:
+            nonlocal has_waited
+            has_waited = True
             telling(state)
             if was_closed:  # its slot may be what the holder needs, and idling may end it
                 self.migrating.close()
 
-        holder = self._poll(patience, before_sleep)
-        if holder is None and self.rival:
-            self._settle(self.rival)
+        holder: Holder | None = self._retrying(_is_rival, before_sleep)(self._attempt)
+        if holder is None and has_waited:
+            if self.rival:
+                self._let_finish(self.rival, telling)
+            self._retrying(lambda _: False, telling)(self._reconnect)
+        if holder is None:
+            self._prove()
         return holder is None
 
-    def _poll(
-        self, patience: float, before_sleep: Callable[[RetryCallState], None]
-    ) -> Holder | None:
-        retrying = Retrying(
-            retry=retry_if_result(_is_rival)
-            | retry_if_exception_type((OperationalError, InterfaceError)),
-            stop=stop_after_delay(patience),
-            wait=within(patience, wait_random(0.1, 1.0)),
+    def _retrying(
+        self, until: Callable[[Any], bool], before_sleep: Callable[[RetryCallState], None]
+    ) -> Retrying:
+        left = self.left
+        return Retrying(
+            retry=retry_if_result(until) | retry_if_exception_type(_TryAgainError),
+            stop=stop_after_delay(left),
+            wait=within(left, wait_random(0.1, 1.0)),
             before_sleep=before_sleep,
-            retry_error_callback=_last_answer,
+            retry_error_callback=self._give_up,
         )
-        holder: Holder | None = retrying(self._attempt)
-        if holder and _is_rival(holder):
-            raise LockTimeoutError(self.migrating.alias, patience, holder)
-        return holder
 
-    def _settle(self, rival: Holder) -> None:
-        """Let the last statement of a run that died come to its end, and connect again."""
-        if rival.worker:
-            retrying = Retrying(
-                retry=retry_if_result(bool),
-                stop=stop_after_delay(LAST_STATEMENT),
-                wait=wait_random(0.05, 0.2),
-                retry_error_callback=_last_answer,
-            )
-            with suppress(Error):  # a lost lock is told when the turn is over
-                retrying(lambda: self._row(IS_IN_A_TRANSACTION, [rival.worker])[0])
-        self.migrating.ensure_connection()
-        self.follow(self.migrating)
+    def _give_up(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error or self.rival is None:
+            cause = error.__cause__ if error else None
+            raise LockUnavailableError(self.alias, cause) from cause
+        raise LockTimeoutError(self.alias, self.patience, self.rival)
 
-    def _sentence(self, patience: float) -> Callable[[RetryCallState], str]:
-        def sentence(state: RetryCallState) -> str:
-            error = state.outcome.exception() if state.outcome else None
-            why = first_line(error) if error else f"being migrated by {self.rival}"
-            return f'Waiting up to {patience:g} s for database "{self.migrating.alias}": {why}'
-
-        return sentence
+    def _sentence(self, state: RetryCallState) -> str:
+        error = state.outcome.exception() if state.outcome else None
+        why = first_line(error.__cause__) if error else f"held by {self.rival}"
+        return printable(
+            f"Waiting up to {self.patience:g} s for the migration lock of database "
+            f'"{self.alias}": {why}'
+        )
 
     def _attempt(self) -> Holder | None:
-        """Take the turn, or return its holder; between two attempts no transaction is open."""
-        try:
+        """Take the lock, or return its holder; between two attempts no transaction is open."""
+        with self._trying_again():
             holder = self._ask()
-        except Error as error:
-            self.close()
-            if self.has_asked:
-                raise
-            raise LockUnavailableError(self.migrating.alias, error) from error
-        self.has_asked = True
-        self.rival = holder or self.rival
+        if holder and not _is_kin(holder.token):
+            self.rival = holder
+            if _is_parent(holder):
+                raise LockHeldByParentError(self.alias, holder)
         return holder
 
+    @contextmanager
+    def _trying_again(self) -> Iterator[None]:
+        try:
+            yield
+        except Error as error:
+            self.close()
+            if driver.is_of_the_connection(error):
+                raise _TryAgainError from error
+            raise LockUnavailableError(self.alias, error) from error
+
     def _ask(self) -> Holder | None:
+        patience = max(self.left, SHORTEST_ANSWER)
         if self.twin.connection is None:
-            dial(self.twin).autocommit = True
-        local = {"role": self.role} if self.role else {}
-        local |= LOCAL_SETTINGS | {"application_name": self._name()}
-        if self._row(BEGIN_AND_TRY, [json.dumps(local), KEY])[0]:
-            return None
-        holder = _holder(self._row(WHO_HOLDS_IT, [KEY]))
-        self._row("ROLLBACK")
+            dial(self.twin, patience=patience).autocommit = True
+        local = LOCAL_SETTINGS | {"application_name": self._name()}
+        role = {"role": self.role} if self.role else {}
+        with driver.deadline(self.twin, patience), driver.cursor(self.twin) as ours:
+            asked = ours.last_row(BEGIN_AND_TRY, [json.dumps(role), json.dumps(local), KEY])
+            self.is_pooled = asked.backend != driver.backend_pid(self.twin.connection)
+            if asked.is_taken:
+                return None
+            holder = holder_of(ours, (KEY, asked.schema))
+            ours.execute("ROLLBACK")
         return holder
 
     def _name(self) -> str:
-        """Return an application_name that tells the waiting who holds the turn."""
-        name = f"safemigrate {self.token} {_backend(self.migrating.connection)} "
-        host = socket.gethostname().partition(".")[0]
-        return name + host[len(name) - NAME_LENGTH :]
+        return name_of_run(self.token, driver.backend_pid(self.migrating.connection))
 
-    def _row(self, sql: str, params: list[Any] | None = None) -> tuple[Any, ...]:
-        """Return the first row of the last statement, or an empty one."""
-        with self.twin.wrap_database_errors, self.twin.connection.cursor() as cursor:
-            cursor.execute(sql, params)
-            while is_psycopg3 and cursor.nextset():  # psycopg2 is at the last one anyway
-                pass
-            row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
-            return row or ()
+    def _let_finish(self, rival: Holder, telling: Telling) -> None:
+        """Wait until the transaction of a run that has ended, or lost the lock, is over, too."""
+        if rival.worker:
+            with suppress(Error):  # a lost lock is told by check() and release()
+                self._retrying(bool, telling)(self._is_busy, rival.worker)
+
+    def _is_busy(self, backend: int) -> bool:
+        with driver.cursor(self.twin) as ours:
+            return bool(ours.row(IS_IN_A_TRANSACTION, [backend]).is_busy)
+
+    def _reconnect(self) -> None:
+        """Open the migrating connection again, which waiting, or the server's restart, has cut."""
+        connection = self.migrating
+        if connection.in_atomic_block:
+            return
+        try:
+            connection.ensure_connection()
+        except OperationalError as error:
+            raise _TryAgainError from error
+        if not connection.is_usable():
+            connection.close()
+            raise _TryAgainError from OperationalError("the migrating connection was lost")
+        self.follow(connection)
+
+    def _prove(self) -> None:
+        """See to it that a pooler lends a second connection while the lock keeps the first."""
+        connection = self.migrating
+        if not self.is_pooled or connection.in_atomic_block:
+            return
+        patience = min(max(self.patience, SHORTEST_ANSWER), LONGEST_ANSWER)
+        try:
+            with driver.deadline(connection, patience), driver.cursor(connection) as ours:
+                ours.execute("SELECT 1")
+        except Error as error:
+            connection.close()
+            raise LockUnavailableError(self.alias, error) from error
+
+    # Holding it.
 
     def follow(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         """Show the waiting the backend of a migrating connection that was opened anew."""
         if os.getpid() != self.process or connection.connection is not self.migrating.connection:
             return
-        with suppress(Error):
-            self._row(RENAME, [self._name()])
+        with suppress(Error), driver.cursor(self.twin) as ours:
+            ours.execute(RENAME, [self._name()])
 
-    def release(self) -> bool:
-        """End the turn; return False if it was lost on the way."""
+    def check(self) -> bool:
+        """Return whether the lock was held all along; see :meth:`MigrationLock.check`."""
         if os.getpid() != self.process:
             return True
         try:
-            self._row("ROLLBACK")
-        except Error:
+            with driver.cursor(self.twin) as ours:
+                ours.execute("SELECT 1")
+        except Error as error:
+            self._take_again(error)
+            return False
+        return True
+
+    def _take_again(self, lost: Error) -> None:
+        self.close()
+        self.end = monotonic()
+        try:
+            holder = self._ask()
+            why = f"and is held by {holder}" if holder else ""
+        except Error as error:
+            why = f"and could not be taken again: {printable(first_line(error))}"
+        self.is_given_up = bool(why)
+        logger.warning(
+            'The migration lock of database "%s" was lost (%s) %s',
+            self.alias,
+            first_line(lost),
+            why or "and was taken again",
+            extra={"using": self.alias},
+        )
+        if why:
+            raise LockLostError(self.alias, why)
+
+    def release(self) -> bool:
+        """Give the lock back; return False if it was lost on the way, and nobody was told."""
+        if os.getpid() != self.process or self.is_given_up:
+            return True
+        try:
+            with driver.cursor(self.twin) as ours:
+                ours.execute("ROLLBACK")
+        except Error as error:
+            logger.warning(
+                'The migration lock of database "%s" was lost: %s',
+                self.alias,
+                first_line(error),
+                extra={"using": self.alias},
+            )
             return False
         return True
 
@@ -369,93 +494,3 @@ class Lock:
 
 def _is_rival(holder: Holder | None) -> bool:
     return holder is not None and not _is_kin(holder.token)
-
-
-def _last_answer(state: RetryCallState) -> Any:
-    return state.outcome.result() if state.outcome else None
-
-
-def _holder(row: tuple[Any, ...]) -> Holder:
-    if not row:
-        return Holder("", "", None, None, None, "")
-    token, host, age, backend, worker, state, query, duration = row
-    since = datetime.now(timezone.utc) - timedelta(seconds=age) if age is not None else None
-    return Holder(token, host, since, backend, worker, _running(state, query, duration))
-
-
-def _running(state: str | None, query: str, duration: float | None) -> str:
-    """Say what a backend does, on one line and without the values in its text."""
-    if state != "active":
-        return state or ""
-    text = re.sub(r"'(?:[^']|'')*(?:'|$)", "'…'", " ".join(query.split()))
-    return f"running for {duration or 0:.0f} s: {text[:100]}"
-
-
-def _backend(connection: Any) -> int:
-    """Return the pid of a driver's connection as its client knows it; a pooler makes one up."""
-    try:
-        return int(connection.info.backend_pid or 0)
-    except Exception:  # noqa: BLE001 - the driver's own, when the connection is lost
-        return 0
-
-
-# --- The migrating session ------------------------------------------------------------------------
-
-# Not behind a pooler, where the backend is another client's in a moment: its pid is not the one
-# that the client was told. Not where the server has it on already.
-WATCH_THE_CLIENT = """
-SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)
- WHERE pg_catalog.current_setting('client_connection_check_interval', true) = '0'
-   AND pg_catalog.pg_backend_pid() = %s
-"""
-
-STOP_WATCHING = """
-SELECT pg_catalog.set_config('client_connection_check_interval', '0', false)
- WHERE pg_catalog.pg_backend_pid() = %s
-"""
-
-
-@contextmanager
-def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """
-    Let the server end this session's statement, uncommitted, once its client is gone.
-
-    Without it a killed run's statement goes on and commits. PostgreSQL 14 and later, where the
-    platform has it; of a connection in a transaction, or behind a pooler, the server is not asked.
-    Connections that the alias opens in the meantime are watched too.
-    """
-    process = os.getpid()
-    watched: list[Any] = []
-
-    def watch(connection: BaseDatabaseWrapper, **_: object) -> None:
-        if connection.alias == alias and _set(connection, WATCH_THE_CLIENT):
-            watched.append(connection.connection)
-
-    alias = connection.alias
-    connection.ensure_connection()
-    watch(connection)
-    try:
-        with _on_connecting(watch):
-            yield
-    finally:
-        if os.getpid() == process and connection.connection in watched:
-            _set(connection, STOP_WATCHING)
-
-
-def _set(connection: BaseDatabaseWrapper, sql: str) -> bool:
-    """Send a setting past Django, wrappers and query log; return whether the server took it."""
-    if connection.in_atomic_block or not connection.autocommit:
-        return False
-    with suppress(Error), connection.wrap_database_errors, connection.connection.cursor() as cursor:
-        cursor.execute(sql, [_backend(connection.connection)])
-        return cursor.fetchone() is not None
-    return False
-
-
-@contextmanager
-def _on_connecting(receiver: Callable[..., None]) -> Iterator[None]:
-    connection_created.connect(receiver, weak=False)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(receiver)

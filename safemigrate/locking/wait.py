@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from django.db import OperationalError
+from django.db import Error, OperationalError
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -12,6 +14,8 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
+
+from safemigrate import driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 TELL_EVERY = 15.0
 LONGEST_PAUSE = 3.0
 LONGEST_ATTEMPT = 10
+# libpq takes less for two seconds.
+SHORTEST_ATTEMPT = 2
 # What concerns the driver's objects, or shares them, and not how the server is reached.
 NOT_FOR_A_TWIN = (
     "connection_factory",
@@ -38,7 +44,7 @@ def wait_for_database(
     connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
 ) -> None:
     """
-    Return once the database takes a connection; not at all asked with a patience of 0 seconds.
+    Return once the database answers; not at all asked with a patience of 0 seconds.
 
     Every OperationalError on connecting is retried, a wrong password too: the drivers give no
     SQLSTATE for it, its text is in the server's language, and a server that is being set up refuses
@@ -47,9 +53,7 @@ def wait_for_database(
     if patience <= 0:
         return
     probe = twin(connection)
-    if connection.vendor == "postgresql":
-        # Where a firewall drops packets, one attempt would outlast any patience.
-        probe.settings_dict["OPTIONS"].setdefault("connect_timeout", LONGEST_ATTEMPT)
+    end = monotonic() + patience
     retrying = Retrying(
         retry=retry_if_exception_type(OperationalError),
         stop=stop_after_delay(patience),
@@ -57,7 +61,7 @@ def wait_for_database(
         before_sleep=Telling(tell, lambda state: _sentence(connection.alias, patience, state)),
         reraise=True,
     )
-    retrying(_knock, probe)
+    retrying(lambda: _knock(probe, end - monotonic()))
 
 
 def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
@@ -65,9 +69,20 @@ def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
     return f'Waiting up to {patience:g} s for database "{alias}": {first_line(error)}'
 
 
-def _knock(probe: BaseDatabaseWrapper) -> None:
-    dial(probe)
-    probe.close()
+def _knock(probe: BaseDatabaseWrapper, patience: float) -> None:
+    """Ask one question: a pooler takes connections while its server is down."""
+    if probe.vendor != "postgresql":
+        dial(probe)
+        probe.close()
+        return
+    dial(probe, patience=min(patience, LONGEST_ATTEMPT))
+    try:
+        with driver.deadline(probe, max(patience, SHORTEST_ATTEMPT)), driver.cursor(probe) as ours:
+            ours.execute("SELECT 1")
+    except Error as error:
+        raise OperationalError(*error.args) from error
+    finally:
+        probe.close()
 
 
 def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
@@ -78,8 +93,15 @@ def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
     return copy
 
 
-def dial(wrapper: BaseDatabaseWrapper) -> Any:
-    """Connect, and nothing more: no ``connection_created``, no time zone, no role, no statement."""
+def dial(wrapper: BaseDatabaseWrapper, *, patience: float | None = None) -> Any:
+    """Connect, and nothing more: no ``connection_created``, no time zone, no role, no statement.
+
+    Where a firewall drops packets, an attempt without ``patience`` outlasts minutes.
+    """
+    if patience is not None:
+        options = wrapper.settings_dict["OPTIONS"]
+        seconds = max(math.ceil(patience), SHORTEST_ATTEMPT)
+        options["connect_timeout"] = min(int(options.get("connect_timeout") or seconds), seconds)
     with wrapper.wrap_database_errors:
         wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())
     return wrapper.connection

@@ -1,77 +1,185 @@
-"""Look at the sequences of a whole database, and set right those that are behind."""
+"""Check the sequences of a whole database, and resync those that are behind."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.db import Error
 
-from .catalogue import Hinders, Sequence, sequences_feeding, sequences_of
-from .state import USUAL, Finding, Terms, look, looking, obstacle_of, resync, settle
+from safemigrate import driver
+
+from .catalogue import (
+    CODE_OF_OTHERS,
+    LISTING,
+    Feed,
+    Hinders,
+    Sequence,
+    list_feeds,
+    nameless,
+    sequences_of,
+)
+from .resync import move_past
+from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as Rows
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.backends.utils import CursorWrapper
 
-# So many looks share a transaction: more would spare few round trips and take more of the server's
+# So many checks share a transaction: more would spare few round trips and take more of the server's
 # shared lock table, whose default size is 6,400.
 CHUNK = 500
+# One second is waited once, and not for each of many locked tables.
+SHORT_WAIT = "50ms"
 
 CURRENT_SCHEMAS = """
-    SELECT n::pg_catalog.text
+    SELECT n::pg_catalog.text AS name
     FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS n
 """
 SCHEMAS = """
-    SELECT n.nspname::pg_catalog.text
+    SELECT n.nspname::pg_catalog.text AS name
     FROM pg_catalog.pg_namespace AS n
     WHERE n.nspname <> 'information_schema'
       AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
     ORDER BY n.nspname
 """
 TABLES = """
-    SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid
+    SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
     FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS t
     WHERE pg_catalog.to_regclass(t) IS NOT NULL
 """
 
-
-@contextmanager
-def room(connection: BaseDatabaseWrapper) -> Iterator[CursorWrapper]:
-    """Give a cursor with the settings of a look, in a transaction of its own."""
-    connection.ensure_connection()
-    with looking(connection) as cursor:
-        settle(cursor)
-        yield cursor
+# One statement for all that is plainly in sync, at the cost of a max() through an index each. What
+# can't be read so, or is not in sync, is left for the exact check: the oids of those sequences are
+# what remains, in a setting that ends with the transaction. An exception raised on purpose gives
+# back each table's locks at once, so that no number of tables fills the server's lock table.
+SWEEP = """
+DO $sweep$
+DECLARE
+    feed pg_catalog.record;
+    largest pg_catalog.numeric;
+    is_in_sync pg_catalog.bool;
+    suspects pg_catalog.oid[] := '{}';
+BEGIN
+    FOR feed IN
+        WITH RECURSIVE feed AS MATERIALIZED (LISTING),
+        leaf (sequence, relation, attribute, name) AS (
+            SELECT f.sequence, f.relation, f.attribute, a.attname
+            FROM feed AS f
+            JOIN pg_catalog.pg_attribute AS a
+              ON a.attrelid = f.relation AND a.attnum = f.attribute
+            UNION
+            SELECT l.sequence, a.attrelid, a.attnum::pg_catalog.int4, a.attname
+            FROM leaf AS l
+            JOIN pg_catalog.pg_class AS c ON c.oid = l.relation AND c.relkind = 'p'
+            JOIN pg_catalog.pg_inherits AS i ON i.inhparent = c.oid
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.inhrelid AND a.attname = l.name
+        )
+        SELECT l.sequence, pg_catalog.quote_ident(l.name) AS column_name,
+               pg_catalog.format('%I.%I', n.nspname, c.relname) AS table_name,
+               q.seqincrement AS increment,
+               CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
+               pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
+               c.relkind = 'r' AND x.is_indexed
+               AND (NOT x.has_code OR CODE_OF_OTHERS IS NULL)
+               AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+               AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE')
+               AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT')
+               AND pg_catalog.has_column_privilege(c.oid, l.attribute::pg_catalog.int2, 'SELECT')
+                   AS is_plain
+        FROM leaf AS l
+        JOIN pg_catalog.pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'f')
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pg_catalog.pg_class AS s ON s.oid = l.sequence
+        JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
+        JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = s.oid
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(pg_catalog.bool_or(
+                       i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = l.attribute
+                       AND am.amname = 'btree'), false) AS is_indexed,
+                   COALESCE(pg_catalog.bool_or(
+                       i.indexprs IS NOT NULL OR i.indpred IS NOT NULL), false)
+                   OR c.relispartition
+                   OR EXISTS (
+                       SELECT FROM pg_catalog.pg_statistic_ext AS e
+                       WHERE e.stxrelid = c.oid) AS has_code
+            FROM pg_catalog.pg_index AS i
+            JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid
+            JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
+            WHERE i.indrelid = c.oid
+        ) AS x
+    LOOP
+        is_in_sync := false;
+        IF feed.is_plain THEN
+            BEGIN
+                EXECUTE pg_catalog.format(
+                    'SELECT pg_catalog.%s(%s)::pg_catalog.numeric FROM ONLY %s',
+                    feed.farthest, feed.column_name, feed.table_name
+                ) INTO largest;
+                -- The last value is null where the sequence was never drawn from.
+                is_in_sync := COALESCE(
+                    feed.sign * (largest - feed.increment
+                                 - pg_catalog.pg_sequence_last_value(feed.sequence)) < 0,
+                    largest IS NULL);
+                RAISE EXCEPTION USING ERRCODE = 'SM000';
+            EXCEPTION
+                WHEN SQLSTATE 'SM000' THEN NULL;
+                WHEN lock_not_available THEN
+                    PERFORM pg_catalog.set_config('lock_timeout', 'SHORT_WAIT', true);
+                    is_in_sync := false;
+                WHEN OTHERS THEN
+                    is_in_sync := false;
+            END;
+        END IF;
+        IF NOT is_in_sync AND feed.sequence <> ALL (suspects) THEN
+            suspects := suspects || feed.sequence;
+        END IF;
+    END LOOP;
+    PERFORM pg_catalog.set_config('safemigrate.suspects', suspects::pg_catalog.text, true);
+END $sweep$
+"""
+for _part, _text in {
+    "SHORT_WAIT": SHORT_WAIT,
+    "CODE_OF_OTHERS": CODE_OF_OTHERS.replace("l.members", "ARRAY[c.oid]"),
+    "LISTING": LISTING.replace("%(tables)s", "'{}'").replace(
+        "%(schemas)s", "pg_catalog.current_setting('safemigrate.schemas')"
+    ),
+}.items():
+    SWEEP = SWEEP.replace(_part, _text)
+# No name is ever a part of the block's text, where it might end it.
+SCHEMAS_TO_SWEEP = """
+    SELECT pg_catalog.set_config(
+        'safemigrate.schemas', %s::pg_catalog.text[]::pg_catalog.text, true)
+"""
+SUSPECTS = """
+    SELECT pg_catalog.current_setting('safemigrate.suspects')::pg_catalog.oid[] AS suspects
+"""
 
 
 def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
     """List the schemas in which names are looked up now, without the system's."""
-    with connection.cursor() as cursor:
-        cursor.execute(CURRENT_SCHEMAS)
-        return [name for (name,) in cursor.fetchall()]
+    connection.ensure_connection()
+    with driver.cursor(connection) as cursor:
+        return [row.name for row in cursor.rows(CURRENT_SCHEMAS)]
 
 
 def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
     """List every schema but the system's and other sessions' temporary ones."""
-    with room(connection) as cursor:
-        cursor.execute(SCHEMAS)
-        return [name for (name,) in cursor.fetchall()]
+    with checking(connection) as cursor:
+        return [row.name for row in cursor.rows(SCHEMAS)]
 
 
-def sequences_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[int]:
-    """List the oids of the sequences in the defaults of the tables of ``schemas``."""
-    with room(connection) as cursor:
-        return sequences_feeding(cursor, schemas=schemas)
+def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:
+    """List what the sequences feed that feed a table of ``schemas``, sequence by sequence."""
+    with checking(connection) as cursor:
+        return list_feeds(cursor, schemas=schemas)
 
 
-def sequences_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[int]:
-    """List the oids of the sequences in the defaults of the tables of apps.
+def feeds_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[list[Feed]]:
+    """List what the sequences feed that feed a table of apps.
 
     Raises LookupError for a label that no installed app has.
     """
@@ -81,23 +189,62 @@ def sequences_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str]) ->
         for model in apps.get_app_config(label).get_models(include_auto_created=True)
     ]
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
-    with connection.cursor() as cursor:
-        cursor.execute(TABLES, [names])
-        tables = [oid for (oid,) in cursor.fetchall()]
-    with room(connection) as cursor:
-        return sequences_feeding(cursor, tables=tables)
+    connection.ensure_connection()
+    with driver.cursor(connection) as cursor:
+        tables = [row.oid for row in cursor.rows(TABLES, [names])]
+    with checking(connection) as cursor:
+        return list_feeds(cursor, tables=tables)
+
+
+def sweep(
+    connection: BaseDatabaseWrapper,
+    *,
+    schemas: Iterable[str] | None = None,
+    terms: Terms = USUAL,
+    move: bool = True,
+) -> Iterator[list[Finding]]:
+    """Check every sequence of ``schemas`` (None: of all) once; yield what is not in sync.
+
+    With ``move`` those that are behind are resynced. Raises only what the connection itself dies
+    of.
+    """
+    suspects = _suspects(connection, schemas)
+    for chunk in survey(connection, suspects, terms, move=move) if suspects else ():
+        if found := [each for each in chunk if each.status != "in sync"]:
+            yield found
+
+
+def _suspects(connection: BaseDatabaseWrapper, schemas: Iterable[str] | None) -> list[list[Feed]]:
+    names = list(all_schemas(connection) if schemas is None else schemas)
+    try:
+        with checking(connection) as cursor:
+            cursor.execute(SCHEMAS_TO_SWEEP, [names])
+            cursor.execute(SWEEP)
+            suspects = set(cursor.row(SUSPECTS).suspects)
+            if not suspects:
+                return []
+            feeds = list_feeds(cursor, schemas=names)
+    except Error:
+        if driver.is_closed(connection):
+            raise
+        return feeds_in(connection, names)  # no PL/pgSQL, or too little time for all at once
+    return [each for each in feeds if each[0].sequence in suspects]
 
 
 def survey(
-    connection: BaseDatabaseWrapper, oids: Rows[int], terms: Terms = USUAL, *, move: bool = False
+    connection: BaseDatabaseWrapper,
+    feeds: Rows[list[Feed]],
+    terms: Terms = USUAL,
+    *,
+    move: bool = False,
 ) -> Iterator[list[Finding]]:
-    """Look at sequences, a chunk at a time; with ``move`` set right those that are behind.
+    """Check sequences, a chunk at a time; with ``move`` resync those that are behind.
 
-    What can't be looked at does not stop the rest: it is a finding with an obstacle. Raises only
+    What can't be checked does not stop the rest: it is a finding with an obstacle. Raises only
     what the connection itself dies of.
     """
-    for start in range(0, len(oids), CHUNK):
-        findings = _looked_at(connection, oids[start : start + CHUNK], terms)
+    for start in range(0, len(feeds), CHUNK):
+        findings = _checked(connection, feeds[start : start + CHUNK], terms)
         if move:
             findings = [
                 _moved(connection, each, terms) if each.is_behind and not each.obstacle else each
@@ -106,31 +253,38 @@ def survey(
         yield findings
 
 
-def _looked_at(connection: BaseDatabaseWrapper, oids: Rows[int], terms: Terms) -> list[Finding]:
+def _checked(
+    connection: BaseDatabaseWrapper,
+    feeds: Rows[list[Feed]],
+    terms: Terms,
+    lock_timeout: str = "1s",
+) -> list[Finding]:
+    """Check sequences together; where that fails, by halves."""
     sequences: list[Sequence] = []
     try:
-        with room(connection) as cursor:
-            sequences = sequences_of(cursor, oids)
-            return look(cursor, sequences, terms)
-    except Error as error:
-        if _is_lost(connection):
+        with checking(connection, lock_timeout=lock_timeout) as cursor:
+            sequences = sequences_of(cursor, feeds)
+            return check(cursor, sequences, terms)
+    except (Error, UnicodeDecodeError) as error:
+        if driver.is_closed(connection):
             raise
-        if len(sequences) == 1:
-            return [Finding(sequences[0], obstacle=obstacle_of(error))]
-        if len(oids) == 1:
-            raise
-    return [finding for oid in oids for finding in _looked_at(connection, [oid], terms)]
+        if len(feeds) == 1:
+            sequence = sequences[0] if sequences else nameless(feeds[0][0].sequence)
+            return [Finding(sequence, obstacle=obstacle_of(error))]
+        if driver.sqlstate(error) == LOCK_NOT_AVAILABLE:
+            lock_timeout = SHORT_WAIT
+    half = len(feeds) // 2
+    return [
+        *_checked(connection, feeds[:half], terms, lock_timeout),
+        *_checked(connection, feeds[half:], terms, lock_timeout),
+    ]
 
 
 def _moved(connection: BaseDatabaseWrapper, finding: Finding, terms: Terms) -> Finding:
     try:
-        with room(connection) as cursor:
-            return resync(cursor, finding.sequence, terms)
+        with checking(connection) as cursor:
+            return move_past(cursor, finding.sequence, terms)
     except Error as error:
-        if _is_lost(connection):
+        if driver.is_closed(connection):
             raise
         return replace(finding, obstacle=replace(obstacle_of(error), hinders=Hinders.MOVING))
-
-
-def _is_lost(connection: BaseDatabaseWrapper) -> bool:
-    return connection.connection is None or bool(connection.connection.closed)

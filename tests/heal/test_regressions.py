@@ -59,20 +59,3 @@ def test_a_table_swapped_for_another_until_an_error(filled: Project) -> None:
     filled.migrate(command="safemigrate")
 
     assert items() == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
-
-
-def test_a_key_set_by_the_update_of_an_upsert(filled: Project) -> None:
-    execute("CREATE UNIQUE INDEX ON app_item (label)")
-
-    def upsert(apps: Any, editor: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "INSERT INTO app_item (label) VALUES ('a') ON CONFLICT (label) DO UPDATE SET id = 6"
-            )
-            cursor.execute("INSERT INTO app_item (label) VALUES ('d')")
-            cursor.execute("INSERT INTO app_item (label) VALUES ('e')")
-
-    filled.migration(run_python(upsert))
-    filled.migrate(command="safemigrate")
-
-    assert items() == [(2, "b"), (3, "c"), (6, "a"), (7, "d"), (8, "e")]

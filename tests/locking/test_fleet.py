@@ -49,7 +49,9 @@ class Migration(migrations.Migration):
         AddIndexConcurrently("item", models.Index(fields=["name"], name="item_by_name")),
     ]
 """
-HOLDING = "with turn(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+HOLDING = (
+    "with migration_lock(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+)
 
 
 class Fleet:
@@ -122,7 +124,7 @@ def test_an_index_is_built_concurrently_while_seven_wait(fleet: Fleet) -> None:
         " -c default_transaction_isolation=repeatable\\ read"
     )
     well(ended)
-    assert sum('Waiting up to 600 s for database "default"' in text for _, text in ended) >= 1
+    assert sum("Waiting up to 600 s for the migration lock" in text for _, text in ended) >= 1
     assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'item_by_name'::regclass")
 
 
@@ -136,18 +138,18 @@ def somebody_migrating() -> Iterator[subprocess.Popen[str]]:
 
 def test_patience_ends_in_an_error_for_the_operator(project: Project) -> None:
     with somebody_migrating() as holder:
-        with pytest.raises(CommandError, match=f"migrated by process {holder.pid} on .*") as raised:
+        with pytest.raises(CommandError, match=f"held by process {holder.pid} on .*") as raised:
             project.migrate(command="safemigrate", lock_wait=0)
         assert "--lock-wait" in str(raised.value)
 
 
 @pytest.mark.parametrize("options", [{"no_lock": True}, {"plan": True}])
-def test_what_takes_no_turn_does_not_wait(project: Project, options: dict[str, Any]) -> None:
+def test_what_takes_no_lock_does_not_wait(project: Project, options: dict[str, Any]) -> None:
     with somebody_migrating():
         assert project.migrate(command="safemigrate", lock_wait=0, **options)
 
 
-def test_a_lost_turn_is_a_warning(project: Project) -> None:
+def test_a_lock_lost_at_the_end_is_a_warning(project: Project) -> None:
     holder = "application_name LIKE 'safemigrate %' AND datname = current_database()"
 
     def lose(apps: Any, editor: Any) -> None:
@@ -158,6 +160,58 @@ def test_a_lost_turn_is_a_warning(project: Project) -> None:
     printed = project.migrate("app", command="safemigrate")
     assert "Applying app.0001_step... OK" in printed
     assert "lost on the way" in printed
+
+
+LOCK_SESSIONS = "application_name LIKE 'safemigrate %' AND datname = current_database()"
+END_LOCK = f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {LOCK_SESSIONS}"
+
+
+def test_a_lock_lost_on_the_way_is_taken_again_before_the_next_migration(project: Project) -> None:
+    project.migration(run_python(lambda apps, editor: execute(END_LOCK), atomic=False))
+    project.migration(run_python(lambda apps, editor: None))
+    printed = project.migrate("app", command="safemigrate")
+    assert "Applying app.0002_step..." in printed
+    assert "lost and taken again" in printed
+    assert "may have migrated" not in printed
+
+
+def test_a_lock_that_another_run_has_taken_stops_this_one(project: Project) -> None:
+    with ExitStack() as stack:
+
+        def hand_over(apps: Any, editor: Any) -> None:
+            execute(END_LOCK)
+            stack.enter_context(somebody_migrating())
+
+        project.migration(run_python(hand_over, atomic=False))
+        project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
+        with pytest.raises(CommandError, match="was lost on the way, and is held by process"):
+            project.migrate("app", command="safemigrate")
+    assert rows("SELECT name FROM django_migrations WHERE app = 'app'") == [("0001_step",)]
+
+
+def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
+    project: Project,
+) -> None:
+    def overtake(apps: Any, editor: Any) -> None:
+        execute(END_LOCK)
+        execute(
+            "INSERT INTO django_migrations (app, name, applied) VALUES ('app', %s, now())",
+            ["0002_step"],
+        )
+
+    project.migration(run_python(overtake, atomic=False))
+    project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
+    with pytest.raises(CommandError, match="another run has met app"):
+        project.migrate("app", command="safemigrate")
+
+
+@pytest.mark.parametrize("options", [{}, {"verbosity": 0}])
+def test_a_lock_that_is_lost_is_logged(
+    project: Project, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    project.migration(run_python(lambda apps, editor: execute(END_LOCK), atomic=False))
+    assert "may have migrated" in project.migrate("app", command="safemigrate", **options)
+    assert [record.name for record in caplog.records if "lost" in record.message] == ["safemigrate"]
 
 
 def test_a_command_within_a_migration_does_not_wait(project: Project) -> None:

@@ -1,47 +1,53 @@
-"""Taking turns, among real threads and processes on a real server."""
+"""The migration lock, among real threads and processes on a real server."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from threading import Barrier
 from threading import Lock as ThreadLock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
-from safemigrate.locking.lock import KEY, LockTimeoutError, LockUnavailableError, turn, watching
+from safemigrate.locking.lock import (
+    KEY,
+    LockError,
+    LockHeldByParentError,
+    LockLostError,
+    LockUnavailableError,
+    migration_lock,
+)
 from tests.support.databases import execute, rows, value
+from tests.support.locks import (
+    HERE,
+    HOLDERS,
+    INTERVAL,
+    holders,
+    logged_in_as,
+    quiet,
+    unwatched,
+    watched,
+)
 from tests.support.runs import LONG, eventually, finish, in_threads, run, running
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.servers import needs
 
 pytestmark = pytest.mark.usefixtures("database")
 
-HERE = "datname = current_database()"
-HOLDERS = f"""
-SELECT pid, application_name
-  FROM pg_stat_activity
- WHERE {HERE} AND application_name LIKE 'safemigrate %'
-"""
-INTERVAL = "SELECT current_setting('client_connection_check_interval')"
 
-
-def quiet(text: str) -> None:
-    """Tell nobody."""
+AT_WORK = f"SELECT pid FROM pg_stat_activity WHERE {HERE} AND query LIKE 'INSERT INTO spoils%'"
 
 
 def try_in_a_thread() -> Any:
     def attempt() -> bool:
-        with turn(connection, patience=0, tell=quiet) as asked:
+        with migration_lock(connection, patience=0, tell=quiet) as asked:
             return asked.taken
 
     return in_threads(1, attempt)[0]
@@ -50,75 +56,37 @@ def try_in_a_thread() -> Any:
 def is_free() -> bool:
     try:
         return bool(try_in_a_thread())
-    except LockTimeoutError:
+    except LockError:
         return False
-
-
-def holders() -> list[tuple[Any, ...]]:
-    return rows(HOLDERS)
-
-
-@pytest.fixture
-def options() -> Iterator[dict[str, Any]]:
-    """The alias's OPTIONS, to be changed; what was is restored."""
-    settings = connection.settings_dict
-    before = settings["OPTIONS"]
-    settings["OPTIONS"] = dict(before)
-    connection.close()
-    yield settings["OPTIONS"]
-    connection.close()
-    settings["OPTIONS"] = before
-
-
-@pytest.fixture
-def role() -> Iterator[str]:
-    """A role that may log in, and what a role of this name with _assumed behind may."""
-    name = f"safemigrate_test_{os.getpid()}"
-    execute(f"CREATE ROLE {name} LOGIN NOINHERIT PASSWORD 'x'")
-    execute(f"CREATE ROLE {name}_assumed ROLE {name}")
-    yield name
-    execute(f"DROP OWNED BY {name}, {name}_assumed")
-    execute(f"DROP ROLE {name}, {name}_assumed")
-
-
-@contextmanager
-def logged_in_as(role: str) -> Iterator[None]:
-    """Let the alias connect as that role for a while."""
-    settings = connection.settings_dict
-    before = {name: settings[name] for name in ("USER", "PASSWORD")}
-    connection.close()
-    settings |= {"USER": role, "PASSWORD": "x"}
-    try:
-        yield
-    finally:
-        connection.close()
-        settings |= before
 
 
 # --- One at a time
 
 
-def test_a_turn_is_taken_given_back_and_leaves_no_connection() -> None:
-    with turn(connection, patience=0, tell=pytest.fail) as held:
+def test_the_lock_is_taken_given_back_and_leaves_no_connection() -> None:
+    with migration_lock(connection, patience=0, tell=pytest.fail) as held:
         assert held.taken
         assert not is_free()
         [(pid, name)] = holders()
-        locks = "SELECT objid::bigint FROM pg_locks WHERE pid = %s AND locktype = 'advisory'"
-        assert rows(locks, [pid]) == [(KEY % 2**32,)]
+        locks = "SELECT classid::bigint FROM pg_locks WHERE pid = %s AND locktype = 'advisory'"
+        assert rows(locks, [pid]) == [(KEY,)]
         assert len(name) < 64
     assert not held.lost
     assert is_free()
     assert eventually(lambda: not holders())
 
 
-def test_threads_take_turns() -> None:
+def test_threads_wait_for_each_other() -> None:
     inside = 0
     most = 0
     mutex = ThreadLock()
 
+    barrier = Barrier(4)
+
     def work() -> None:
         nonlocal inside, most
-        with turn(connection, patience=LONG, tell=quiet) as held:
+        barrier.wait()  # a thread that is started later could be a migration's own
+        with migration_lock(connection, patience=LONG, tell=quiet) as held:
             with mutex:
                 inside += 1
                 most = max(most, inside)
@@ -131,10 +99,10 @@ def test_threads_take_turns() -> None:
     assert most == 1
 
 
-def test_processes_take_turns() -> None:
+def test_processes_wait_for_each_other() -> None:
     execute("CREATE TABLE visits (at timestamptz DEFAULT clock_timestamp(), entered boolean)")
     code = """
-with turn(connection, patience=60, tell=tell), connection.cursor() as cursor:
+with migration_lock(connection, patience=60, tell=tell), connection.cursor() as cursor:
     cursor.execute("INSERT INTO visits (entered) VALUES (true)")
     time.sleep(0.1)
     cursor.execute("INSERT INTO visits (entered) VALUES (false)")
@@ -146,112 +114,104 @@ with turn(connection, patience=60, tell=tell), connection.cursor() as cursor:
     assert visits == [True, False] * 4
 
 
-def test_each_database_has_turns_of_its_own() -> None:
-    with turn(connection, patience=0, tell=pytest.fail):
+def test_each_database_has_a_lock_of_its_own() -> None:
+    with migration_lock(connection, patience=0, tell=pytest.fail):
         other = running(
-            "with turn(connection, patience=0, tell=tell) as held: say(held.taken)",
+            "with migration_lock(connection, patience=0, tell=tell) as held: say(held.taken)",
             NAME="postgres",
         )
         with other as process:
             assert finish(process) == "True\n"
 
 
-def test_an_error_gives_the_turn_back() -> None:
-    with pytest.raises(KeyboardInterrupt), turn(connection, patience=0, tell=quiet):
+def test_an_error_gives_the_lock_back() -> None:
+    with pytest.raises(KeyboardInterrupt), migration_lock(connection, patience=0, tell=quiet):
         raise KeyboardInterrupt
     assert is_free()
     assert eventually(lambda: not holders())
 
 
-def test_another_vendor_has_no_turns() -> None:
+def test_another_vendor_has_no_lock() -> None:
     sqlite = SQLite({"NAME": ":memory:", "OPTIONS": {}}, "lite")
-    with turn(sqlite, patience=0, tell=pytest.fail) as asked:
+    with migration_lock(sqlite, patience=0, tell=pytest.fail) as asked:
         assert not asked.taken
     assert sqlite.connection is None
 
 
-def test_a_turn_can_be_taken_within_a_transaction() -> None:
-    with transaction.atomic(), turn(connection, patience=0, tell=quiet) as held:
+def test_the_lock_can_be_taken_within_a_transaction() -> None:
+    with transaction.atomic(), migration_lock(connection, patience=0, tell=quiet) as held:
         assert held.taken
-        assert value(INTERVAL) == "0"
+        assert value(INTERVAL) == unwatched()
     assert not held.lost
 
 
-# --- Who has it
-
-
-def test_the_holder_is_told_of() -> None:
-    code = """
-with turn(connection, patience=0, tell=tell), connection.cursor() as cursor:
-    cursor.execute("SELECT pg_sleep(120), 'a secret, it''s said', 1")
-"""
-    asleep = f"SELECT pid FROM pg_stat_activity WHERE {HERE} AND wait_event = 'PgSleep'"
-    with running(code) as holder:
-        eventually(lambda: rows(asleep))
-        told: list[str] = []
-        with (
-            pytest.raises(LockTimeoutError) as raised,
-            turn(connection, patience=1, tell=told.append),
-        ):
-            pytest.fail("it was taken")
-    assert len(told) == 1
-    for text in (told[0], str(raised.value)):
-        assert f"process {holder.pid} on " in text
-        assert " UTC, now running for " in text
-        assert "SELECT pg_sleep(120), '…', 1" in text
-    assert "--lock-wait" in str(raised.value)
-    assert f"pg_terminate_backend({raised.value.holder.backend})" in str(raised.value)
-
-
-def test_without_patience_nothing_is_told() -> None:
-    with turn(connection, patience=0, tell=quiet), pytest.raises(LockTimeoutError) as raised:
-        try_in_a_thread()
-    assert raised.value.holder.process == str(os.getpid())
-
-
-def test_a_holder_that_says_nothing_of_itself_is_respected() -> None:
-    with transaction.atomic():
-        execute("SELECT pg_advisory_xact_lock(%s)", [KEY])
-        with pytest.raises(LockTimeoutError, match="process unknown on "):
-            try_in_a_thread()
+# --- The migrating connection
 
 
 def test_the_name_follows_a_connection_opened_anew() -> None:
-    with turn(connection, patience=0, tell=quiet):
+    with migration_lock(connection, patience=0, tell=quiet):
         connection.close()
         [(_, name)] = holders()
         assert name.split()[2] == str(value("SELECT pg_backend_pid()"))
 
 
 def test_while_waiting_the_migrating_connection_is_given_back() -> None:
-    code = """
-with turn(connection, patience=60, tell=say), connection.cursor() as cursor:
-    cursor.execute("SELECT pg_backend_pid(), current_setting('client_connection_check_interval')")
-    say(cursor.fetchone())
+    code = f"""
+with migration_lock(connection, patience=60, tell=say), connection.cursor() as cursor:
+    cursor.execute("SELECT pg_backend_pid()")
+    (pid,) = cursor.fetchone()
+    cursor.execute("{INTERVAL}")
+    say(f"{{pid}} {{cursor.fetchone()[0]}}")
     sys.stdin.readline()
 """
     with ExitStack() as stack:
-        with turn(connection, patience=LONG, tell=quiet):
+        with migration_lock(connection, patience=LONG, tell=quiet):
             waiter = stack.enter_context(running(code))
             assert waiter.stdout is not None
             assert waiter.stdin is not None
             assert waiter.stdout.readline().startswith("Waiting")
             connections_here = f"SELECT count(*) FROM pg_stat_activity WHERE {HERE}"
-            # Ours, the one that holds our turn, and the one that asks for it.
+            # Ours, the one that holds our lock, and the one that asks for it.
             eventually(lambda: value(connections_here) == 3)
-        pid, interval = re.findall(r"\w+", waiter.stdout.readline())
+        pid, interval = waiter.stdout.readline().rstrip("\n").split(" ")
         [(_, name)] = holders()
-        assert (pid, interval) == (name.split()[2], "500ms")
+        assert (pid, interval) == (name.split()[2], watched())
         waiter.stdin.write("\n")
         finish(waiter)
+
+
+# --- Two projects
+
+
+def test_projects_in_schemas_of_their_own_do_not_wait(options: dict[str, Any]) -> None:
+    execute("CREATE SCHEMA shop")
+    execute("CREATE SCHEMA blog")
+    code = "with migration_lock(connection, patience=0, tell=tell) as held: say(held.taken)"
+    connection.close()
+    options["options"] = "-c search_path=shop,public"
+    with migration_lock(connection, patience=0, tell=quiet):
+        blog = {**options, "options": "-c search_path=blog,public"}
+        with running(code, OPTIONS=blog) as process:
+            assert finish(process) == "True\n"
+        with running(code, OPTIONS=options) as process:
+            assert "LockTimeoutError" in process.communicate(timeout=LONG)[1]
+
+
+def test_one_project_waits_for_itself_whatever_its_search_path(options: dict[str, Any]) -> None:
+    execute("CREATE TABLE django_migrations (id int)")
+    execute("CREATE SCHEMA shop")
+    with migration_lock(connection, patience=0, tell=quiet):
+        code = "with migration_lock(connection, patience=0, tell=tell): pass"
+        with running(code, OPTIONS={**options, "options": "-c search_path=shop,public"}) as process:
+            assert "LockTimeoutError" in process.communicate(timeout=LONG)[1]
 
 
 # --- Nested runs
 
 
 def test_a_nested_run_does_not_wait() -> None:
-    with turn(connection, patience=0, tell=quiet):
-        with turn(connection, patience=LONG, tell=pytest.fail) as nested:
+    with migration_lock(connection, patience=0, tell=quiet):
+        with migration_lock(connection, patience=LONG, tell=pytest.fail) as nested:
             assert not nested.taken
         assert not is_free()
     assert is_free()
@@ -262,19 +222,43 @@ def test_a_nested_run_by_another_name_does_not_wait() -> None:
     twin.settings_dict["OPTIONS"]["application_name"] = "twin"
     twin.settings_dict["HOST"] = f"{twin.settings_dict['HOST']},{twin.settings_dict['HOST']}"
     twin.settings_dict["PORT"] = ",".join([str(twin.settings_dict["PORT"] or 5432)] * 2)
-    with turn(connection, patience=0, tell=quiet):
-        with turn(twin, patience=LONG, tell=pytest.fail) as nested:
+    with migration_lock(connection, patience=0, tell=quiet):
+        with migration_lock(twin, patience=LONG, tell=pytest.fail) as nested:
             assert not nested.taken
         twin.close()
         assert not is_free()
 
 
 def test_a_spawned_child_does_not_wait() -> None:
-    code = "with turn(connection, patience=60, tell=tell) as nested: say(nested.taken)"
-    with turn(connection, patience=0, tell=quiet):
+    code = "with migration_lock(connection, patience=60, tell=tell) as nested: say(nested.taken)"
+    with migration_lock(connection, patience=0, tell=quiet):
         assert run(code, kin=True) == "False\n"
         assert not is_free()
     assert run(code) == "True\n"
+
+
+def test_a_child_that_knows_nothing_of_its_parent_fails_at_once() -> None:
+    code = "with migration_lock(connection, patience=60, tell=say): say('taken')"
+    with (
+        migration_lock(connection, patience=0, tell=quiet),
+        running(code, child=True) as process,
+    ):
+        said, error = process.communicate(timeout=LONG)
+    assert said == ""
+    assert "LockHeldByParentError" in error
+    assert f"process {os.getpid()} on " in error
+
+
+def test_a_thread_of_the_run_fails_at_once() -> None:
+    def waiting() -> None:
+        with migration_lock(connection, patience=LONG, tell=pytest.fail):
+            pytest.fail("it was taken")
+
+    with (
+        migration_lock(connection, patience=0, tell=quiet),
+        pytest.raises(LockHeldByParentError, match="--no-lock"),
+    ):
+        in_threads(1, waiting)
 
 
 @pytest.mark.parametrize(
@@ -286,17 +270,18 @@ def test_a_spawned_child_does_not_wait() -> None:
         "gc.collect(); del held; gc.collect()",
     ],
 )
-def test_a_forked_child_neither_waits_nor_ends_the_turn(leaving: str) -> None:
+def test_a_forked_child_neither_waits_nor_ends_the_lock(leaving: str) -> None:
     code = f"""
 import gc
 from django.db import connections
 def child():
     connections["default"].connection = None  # as the forking executors do
-    with turn(connection, patience=60, tell=tell) as nested, connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('client_connection_check_interval')")
+    with migration_lock(connection, patience=60, tell=tell) as nested:
+        cursor = connection.cursor()
+        cursor.execute("{INTERVAL}")
         say((nested.taken, *cursor.fetchone()))
     connection.close()
-with turn(connection, patience=0, tell=tell) as held:
+with migration_lock(connection, patience=0, tell=tell) as held:
     connection.close()
     if not os.fork():
         sys.stderr = open(os.devnull, "w")
@@ -309,21 +294,25 @@ with turn(connection, patience=0, tell=tell) as held:
         say(cursor.rowcount)
 say(held)
 """
-    assert run(code).splitlines() == ["(False, '500ms')", "1", "Turn(taken=True, lost=False)"]
+    assert run(code).splitlines() == [
+        f"(False, '{watched()}')",
+        "1",
+        "MigrationLock(taken=True, lost=False)",
+    ]
 
 
 def test_a_forked_child_that_fails_leaves_the_parents_connections_alone() -> None:
-    code = """
-with turn(connection, patience=0, tell=tell) as held:
+    code = f"""
+with migration_lock(connection, patience=0, tell=tell) as held:
     if not os.fork():
         sys.exit()
     os.wait()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('client_connection_check_interval')")
+        cursor.execute("{INTERVAL}")
         say(cursor.fetchone())
 say(held)
 """
-    assert run(code).splitlines() == ["('500ms',)", "Turn(taken=True, lost=False)"]
+    assert run(code).splitlines() == [f"('{watched()}',)", "MigrationLock(taken=True, lost=False)"]
 
 
 # --- Holders that die
@@ -331,31 +320,31 @@ say(held)
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_holder_makes_way_and_its_statement_does_not_commit(by: signal.Signals) -> None:
+    needs(14, "client_connection_check_interval")
     execute("CREATE TABLE spoils (id int)")
     code = """
-with turn(connection, patience=0, tell=tell), connection.cursor() as cursor:
+with migration_lock(connection, patience=0, tell=tell), connection.cursor() as cursor:
     cursor.execute("INSERT INTO spoils SELECT 1 FROM pg_sleep(6)")
 """
-    at_work = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT INTO spoils%'"
     with running(code) as holder:
-        [(pid,)] = eventually(lambda: rows(at_work))
+        [(pid,)] = eventually(lambda: rows(AT_WORK))
 
         def kill(_: str) -> None:
             holder.send_signal(by)
             holder.wait(LONG)
 
-        with turn(connection, patience=LONG, tell=kill) as held:
+        with migration_lock(connection, patience=LONG, tell=kill) as held:
             assert held.taken
             alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
             assert value(alive, [pid]) == 0
     assert value("SELECT count(*) FROM spoils") == 0
 
 
-def test_what_was_forked_from_a_dead_holder_finishes_its_turn() -> None:
+def test_what_was_forked_from_a_dead_holder_finishes_its_work() -> None:
     execute("CREATE TABLE spoils (id int)")
     code = """
 from django.db import connections
-with turn(connection, patience=0, tell=tell):
+with migration_lock(connection, patience=0, tell=tell):
     connection.close()
     if not os.fork():
         with connections["default"].cursor() as cursor:
@@ -363,20 +352,19 @@ with turn(connection, patience=0, tell=tell):
         os._exit(0)
     time.sleep(60)
 """
-    at_work = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT INTO spoils%'"
     with running(code) as holder:
-        eventually(lambda: rows(at_work))
+        eventually(lambda: rows(AT_WORK))
 
         def kill(_: str) -> None:
             holder.kill()
 
-        with turn(connection, patience=LONG, tell=kill) as held:
+        with migration_lock(connection, patience=LONG, tell=kill) as held:
             assert held.taken
             assert value("SELECT count(*) FROM spoils") == 1
 
 
 def test_a_lost_lock_is_reported_and_no_crash() -> None:
-    with turn(connection, patience=0, tell=quiet) as held:
+    with migration_lock(connection, patience=0, tell=quiet) as held:
         [(pid, _)] = holders()
         value("SELECT pg_terminate_backend(%s)", [pid])
         eventually(lambda: not holders())
@@ -386,12 +374,79 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
     assert held.lost
 
 
+def test_a_lost_lock_is_taken_again() -> None:
+    with migration_lock(connection, patience=0, tell=quiet) as held:
+        assert held.check()
+        [(pid, _)] = holders()
+        value("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert not held.check()
+        assert held.check()
+        [(_, name)] = holders()
+        assert name.split()[2] == str(value("SELECT pg_backend_pid()"))
+        assert not is_free()
+    assert not held.lost
+    assert is_free()
+
+
+def test_a_lost_lock_that_somebody_has_taken_ends_the_run() -> None:
+    code = """
+with migration_lock(connection, patience=60, tell=tell):
+    say('mine')
+    sys.stdin.readline()
+"""
+    with ExitStack() as stack:
+        held = stack.enter_context(migration_lock(connection, patience=0, tell=quiet))
+        [(pid, _)] = holders()
+        value("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        other = stack.enter_context(running(code))
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(LockLostError, match=f"held by process {other.pid} on "):
+            held.check()
+    assert not held.lost  # it has been told
+
+
+def test_a_run_that_goes_on_without_the_lock_is_waited_for() -> None:
+    """A waiter that saw it at work waits until its transaction is over."""
+    execute("CREATE TABLE spoils (id int)")
+    code = """
+with migration_lock(connection, patience=0, tell=tell), connection.cursor() as cursor:
+    cursor.execute("INSERT INTO spoils SELECT 1 FROM pg_sleep(8)")
+"""
+    with running(code) as holder:
+        eventually(lambda: rows(AT_WORK))
+
+        def free(_: str) -> None:
+            for pid, _name in holders():
+                value("SELECT pg_terminate_backend(%s)", [pid])
+
+        with migration_lock(connection, patience=LONG, tell=free) as held:
+            assert held.taken
+            assert value("SELECT count(*) FROM spoils") == 1
+        holder.communicate(timeout=LONG)
+
+
+def test_a_waiter_whose_migrating_connection_has_died_opens_it_anew() -> None:
+    with running("with migration_lock(connection, patience=0, tell=tell): time.sleep(2)") as holder:
+        eventually(holders)
+        before = value("SELECT pg_backend_pid()")
+
+        def kill(_: str) -> None:
+            with connections["other"].cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [before])
+
+        with migration_lock(connection, patience=LONG, tell=kill) as held:
+            assert held.taken
+            assert value("SELECT pg_backend_pid()") != before
+        finish(holder)
+
+
 def test_a_waiting_connection_that_is_terminated_asks_again() -> None:
     asking = f"SELECT pid FROM pg_stat_activity WHERE {HERE} AND state = 'idle'"
     told: list[str] = []
 
     def waiting() -> bool:
-        with turn(connection, patience=LONG, tell=told.append) as held:
+        with migration_lock(connection, patience=LONG, tell=told.append) as held:
             return held.taken
 
     def terminate() -> None:
@@ -399,7 +454,7 @@ def test_a_waiting_connection_that_is_terminated_asks_again() -> None:
         for (pid,) in rows(asking):
             value("SELECT pg_terminate_backend(%s)", [pid])
 
-    with running("with turn(connection, patience=0, tell=tell): time.sleep(3)") as holder:
+    with running("with migration_lock(connection, patience=0, tell=tell): time.sleep(3)") as holder:
         eventually(holders)
         work = iter([waiting, terminate])
         done = in_threads(2, lambda: next(work)())  # noqa: PLW0108 - to each thread the next
@@ -410,12 +465,13 @@ def test_a_waiting_connection_that_is_terminated_asks_again() -> None:
 # --- What would end the lock, or hang on it
 
 
-def test_short_timeouts_do_not_end_the_turn(options: dict[str, Any]) -> None:
-    timeouts = ["idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout"]
+def test_short_timeouts_do_not_end_the_lock(options: dict[str, Any]) -> None:
+    timeouts = ["idle_in_transaction_session_timeout", "lock_timeout"]
+    timeouts += ["idle_session_timeout"] * (value("SHOW server_version_num") >= "140000")
     timeouts += ["transaction_timeout"] * (value("SHOW server_version_num") >= "170000")
     connection.close()
     options["options"] = " ".join(f"-c {name}=500" for name in timeouts)
-    with turn(connection, patience=0, tell=quiet) as held:
+    with migration_lock(connection, patience=0, tell=quiet) as held:
         time.sleep(1.5)
         connection.close()
         assert not is_free()
@@ -436,9 +492,9 @@ def test_an_index_is_built_concurrently_while_others_wait(options: dict[str, Any
     options["isolation_level"] = (
         IsolationLevel.REPEATABLE_READ if is_psycopg3 else ISOLATION_LEVEL_REPEATABLE_READ
     )
-    code = "with turn(connection, patience=60, tell=say) as held: say(held.taken)"
+    code = "with migration_lock(connection, patience=60, tell=say) as held: say(held.taken)"
     with ExitStack() as stack:
-        with turn(connection, patience=0, tell=quiet) as held:
+        with migration_lock(connection, patience=0, tell=quiet) as held:
             options.pop("isolation_level")  # it is no JSON; the server's own default says the same
             waiters = [stack.enter_context(running(code)) for _ in range(7)]
             for waiter in waiters:
@@ -452,7 +508,7 @@ def test_an_index_is_built_concurrently_while_others_wait(options: dict[str, Any
         assert [finish(waiter) for waiter in waiters] == ["True\n"] * 7
 
 
-# --- Where no turns can be taken
+# --- Where there is no lock to be had
 
 
 def test_no_spare_connection_names_the_way_out(role: str) -> None:
@@ -460,31 +516,50 @@ def test_no_spare_connection_names_the_way_out(role: str) -> None:
     with (
         logged_in_as(role),
         pytest.raises(LockUnavailableError, match="--no-lock") as raised,
-        turn(connection, patience=LONG, tell=pytest.fail),
+        migration_lock(connection, patience=1, tell=quiet),
     ):
         pytest.fail("it was taken")
     assert isinstance(raised.value.__cause__, OperationalError)
     assert role in str(raised.value)
+    assert "CONNECTION LIMIT" in str(raised.value)
 
 
-REVOKE = "REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) FROM PUBLIC"
+def test_a_connection_that_comes_free_is_waited_for(role: str) -> None:
+    execute(f"ALTER ROLE {role} CONNECTION LIMIT 1")
+    raised: list[str] = []
+
+    def raise_the_limit(text: str) -> None:
+        raised.append(text)
+        with connections["other"].cursor() as cursor:
+            cursor.execute(f"ALTER ROLE {role} CONNECTION LIMIT 2")
+
+    with (
+        logged_in_as(role),
+        migration_lock(connection, patience=LONG, tell=raise_the_limit) as held,
+    ):
+        assert value("SELECT current_user") == role
+        assert held.taken
+    assert role in raised[0]
+
+
+REVOKE = "REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(int, int) FROM PUBLIC"
 
 
 def test_no_privilege_names_the_way_out(role: str) -> None:
     execute(REVOKE)
     with (
         logged_in_as(role),
-        pytest.raises(LockUnavailableError, match=r"permission denied.*\n.*--no-lock"),
-        turn(connection, patience=LONG, tell=pytest.fail),
+        pytest.raises(LockUnavailableError, match=r"permission denied(.*\n)+.*--no-lock"),
+        migration_lock(connection, patience=LONG, tell=pytest.fail),
     ):
         pytest.fail("it was taken")
 
 
 def test_a_privilege_of_the_assumed_role_is_enough(role: str, options: dict[str, Any]) -> None:
     execute(REVOKE)
-    execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_xact_lock(bigint) TO {role}_assumed")
+    execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_xact_lock(int, int) TO {role}_assumed")
     options["assume_role"] = f"{role}_assumed"
-    with logged_in_as(role), turn(connection, patience=0, tell=quiet) as held:
+    with logged_in_as(role), migration_lock(connection, patience=0, tell=quiet) as held:
         assert value("SELECT current_user") == f"{role}_assumed"
         assert held.taken
 
@@ -494,7 +569,7 @@ def test_a_missing_database_is_the_connections_own_error() -> None:
     missing.settings_dict["NAME"] = "safemigrate_is_not_here"
     with (
         pytest.raises(OperationalError, match="safemigrate_is_not_here"),
-        turn(missing, patience=LONG, tell=pytest.fail),
+        migration_lock(missing, patience=LONG, tell=pytest.fail),
     ):
         pytest.fail("it was taken")
 
@@ -511,7 +586,7 @@ def test_python_side_options_do_not_matter(options: dict[str, Any]) -> None:
         from psycopg2.extras import RealDictCursor
 
         options["cursor_factory"] = RealDictCursor
-    with turn(connection, patience=0, tell=quiet) as held:
+    with migration_lock(connection, patience=0, tell=quiet) as held:
         assert not is_free()
     assert held.taken
 
@@ -522,7 +597,7 @@ def test_a_pool_lends_nothing_to_the_lock(options: dict[str, Any]) -> None:
         pytest.skip("the pool is psycopg 3's")
     options["pool"] = {"min_size": 1, "max_size": 1, "timeout": 5}
     try:
-        with turn(connection, patience=0, tell=quiet) as held:
+        with migration_lock(connection, patience=0, tell=quiet) as held:
             assert value("SELECT 1") == 1
         assert held.taken
     finally:
@@ -530,37 +605,13 @@ def test_a_pool_lends_nothing_to_the_lock(options: dict[str, Any]) -> None:
         connections["default"].close_pool()  # type: ignore[attr-defined]
 
 
-# --- The migrating session
-
-
-def test_the_migrating_session_is_watched_for_the_length_of_the_run() -> None:
-    assert value(INTERVAL) == "0"
-    with turn(connection, patience=0, tell=quiet):
-        assert value(INTERVAL) == "500ms"
-        connection.close()
-        assert value(INTERVAL) == "500ms"
-    assert value(INTERVAL) == "0"
-    connection.close()
-    assert value(INTERVAL) == "0"
-
-
-def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) -> None:
-    options["options"] = "-c client_connection_check_interval=2000"
-    with watching(connection):
-        assert value(INTERVAL) == "2s"
-    assert value(INTERVAL) == "2s"
-
-
-def test_a_session_that_died_meanwhile_is_no_crash() -> None:
-    with watching(connection):
-        pid = value("SELECT pg_backend_pid()")
-        run(f"connection.cursor().execute('SELECT pg_terminate_backend({pid})')")
-    connection.close()
-
-
 def test_the_children_can_be_left_to_the_shell() -> None:
-    """What a spawned child is told is an environment variable, gone with the turn."""
-    names = [sys.executable, "-c", "import os; print([n for n in os.environ if 'TURN_' in n])"]
-    with turn(connection, patience=0, tell=quiet):
-        assert f"SAFEMIGRATE_TURN_{os.getpid()}_" in subprocess.check_output(names, text=True)
+    """What a spawned child is told is an environment variable, gone with the lock."""
+    names = [
+        sys.executable,
+        "-c",
+        "import os; print([n for n in os.environ if 'SAFEMIGRATE_LOCK_' in n])",
+    ]
+    with migration_lock(connection, patience=0, tell=quiet):
+        assert f"SAFEMIGRATE_LOCK_{os.getpid()}_" in subprocess.check_output(names, text=True)
     assert subprocess.check_output(names, text=True) == "[]\n"

@@ -1,4 +1,4 @@
-"""Taking turns through PgBouncer in transaction pooling, where a session is nobody's own."""
+"""The migration lock through PgBouncer in transaction pooling, where a session is nobody's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed"),
 ]
 
-# As many server connections as a run needs: of one pool, one holds the turn and one migrates.
+# As many server connections as a run needs: of one pool, one holds the lock and one migrates.
 CONFIGURATION = """
 [databases]
 * = {server}
@@ -39,7 +39,7 @@ auth_type = any
 pool_mode = transaction
 server_login_retry = 1
 client_login_timeout = 120
-default_pool_size = 2
+default_pool_size = {pool_size}
 {user}
 """
 ADVISORY_LOCKS = """
@@ -53,11 +53,21 @@ SELECT count(*)
 @pytest.fixture(scope="module")
 def bouncer() -> Iterator[dict[str, str]]:
     """What to change in the settings of an alias, so that it goes through PgBouncer."""
+    with bouncing() as settings:
+        yield settings
+
+
+@contextmanager
+def bouncing(pool_size: int = 2, server: str = "") -> Iterator[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))  # a socket's path has to be short
     user = _system_user()
     (folder / "ini").write_text(
         CONFIGURATION.format(
-            server=_server(), port=PORT, folder=folder, user=f"user = {user}" if user else ""
+            server=server or _server(),
+            port=PORT,
+            folder=folder,
+            pool_size=pool_size,
+            user=f"user = {user}" if user else "",
         )
     )
     if user:
@@ -85,11 +95,11 @@ def _server() -> str:
     return " ".join(f"{name}='{settings[key]}'" for name, key in names.items() if settings[key])
 
 
-def test_runs_take_turns_and_strand_nothing(bouncer: dict[str, Any]) -> None:
+def test_runs_wait_for_each_other_and_strand_nothing(bouncer: dict[str, Any]) -> None:
     execute("CREATE TABLE visits (at timestamptz DEFAULT clock_timestamp(), entered boolean)")
     code = """
 from django.db import transaction
-with turn(connection, patience=60, tell=tell) as held, transaction.atomic():
+with migration_lock(connection, patience=60, tell=tell) as held, transaction.atomic():
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO visits (entered) VALUES (true)")
         time.sleep(0.5)
@@ -114,7 +124,7 @@ def settings():
         cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [{names}])
         return cursor.fetchall()
 before = settings()
-with turn(connection, patience=0, tell=tell), transaction.atomic():
+with migration_lock(connection, patience=0, tell=tell), transaction.atomic():
     assert settings() == before
 for _ in range(2):
     assert settings() == before, settings()
@@ -125,8 +135,8 @@ say("same")
 
 
 def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
-    holding = "with turn(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
-    code = "with turn(connection, patience=60, tell=say) as held: say(held.taken)"
+    holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    code = "with migration_lock(connection, patience=60, tell=say) as held: say(held.taken)"
     with ExitStack() as stack:
         holder = stack.enter_context(running(holding, **bouncer))
         assert holder.stdout is not None
@@ -137,3 +147,53 @@ def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
         holder.kill()
         assert finish(waiter) == "True\n"
     eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_a_pool_of_one_is_told_apart_within_the_patience() -> None:
+    code = """
+from safemigrate.locking.lock import LockUnavailableError
+try:
+    with migration_lock(connection, patience=1, tell=tell): say("taken")
+except LockUnavailableError as error:
+    say(error)
+"""
+    with bouncing(pool_size=1) as one, running(code, **one) as process:
+        said = finish(process)
+    assert "pool size" in said
+    assert "CONNECTION LIMIT" in said
+    assert "--no-lock" in said
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_behind_a_pooler_the_advice_is_to_end_the_process(bouncer: dict[str, Any]) -> None:
+    holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    code = """
+try:
+    with migration_lock(connection, patience=0, tell=tell): pass
+except LockTimeoutError as error:
+    say(error)
+"""
+    with ExitStack() as stack:
+        holder = stack.enter_context(running(holding, **bouncer))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        said = finish(stack.enter_context(running(code, **bouncer)))
+    assert f"end process {holder.pid} on " in said
+    assert "pg_terminate_backend" not in said
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+def test_a_pooler_whose_server_is_down_is_waited_for_in_vain() -> None:
+    code = """
+from django.db import OperationalError
+from safemigrate.locking.wait import wait_for_database
+try:
+    wait_for_database(connection, patience=1, tell=tell)
+except OperationalError:
+    say("not there")
+"""
+    with (
+        bouncing(server="host=/nowhere") as cold,
+        running(code, **cold) as process,
+    ):
+        assert finish(process) == "not there\n"

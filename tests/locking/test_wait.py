@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,9 +17,10 @@ from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from tenacity import RetryCallState, Retrying, wait_fixed
 
+from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.wait import TELL_EVERY, Telling, twin, wait_for_database, within
 from tests.support.databases import execute, value
-from tests.support.runs import LONG
+from tests.support.runs import LONG, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +126,13 @@ def test_a_database_that_is_created_is_waited_for(database: str) -> None:
         execute(f"DROP DATABASE {MISSING}")
 
 
+def test_a_port_that_never_answers_does_not_outlast_the_patience() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        silent = changed(HOST="127.0.0.1", PORT=str(listener.getsockname()[1]))
+        with pytest.raises(OperationalError):
+            wait_for_database(silent, patience=1, tell=quiet)
+
+
 # --- What does not
 
 
@@ -146,6 +155,32 @@ def test_a_database_that_stays_missing_ends_in_the_servers_words(database: str) 
 def test_what_is_no_matter_of_time_fails_at_once() -> None:
     with pytest.raises(ImproperlyConfigured):
         wait_for_database(changed(NAME=""), patience=LONG, tell=pytest.fail)
+
+
+def test_a_waiter_survives_the_servers_restart(server: Server) -> None:
+    """Whichever error the driver makes of it, and with the migrating connection open before."""
+    server.start()
+    settings = {**server.settings, "PASSWORD": PASSWORD}
+    waiting = changed(**settings)
+    waiting.ensure_connection()
+    restarted: list[str] = []
+
+    def restart(text: str) -> None:
+        if not restarted:
+            server.stop()
+            server.start()
+        restarted.append(text)
+
+    holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
+    with running(holding, **settings) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        with migration_lock(waiting, patience=LONG, tell=restart) as held:
+            assert held.taken
+            with waiting.cursor() as cursor:
+                cursor.execute("SELECT 1")
+    waiting.close()
+    assert restarted
 
 
 # --- Doing nothing

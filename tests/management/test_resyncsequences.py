@@ -1,4 +1,4 @@
-"""``resyncsequences``: its options, its output, its exit status; and ``--resync-first``."""
+"""``resyncsequences``: its options, its output, its exit status."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, migrations, models
+from django.db import connection
 
+from safemigrate import driver
 from safemigrate.management.commands import resyncsequences
 from safemigrate.sequences import sweep as survey
 from tests.support.databases import behind, binding, execute, next_value, put_behind
@@ -49,15 +50,15 @@ def test_the_table(tables: None) -> None:
     assert resync() == (
         "  Sequence           Column         Next value  Largest key\n"
         "  public.ill_id_seq  public.ill.id           1            7  resynced to 8\n"
-        "2 sequences feed a key: 1 right, 1 behind and resynced.\n"
+        "2 sequences feed a key: 1 in sync, 1 behind and resynced.\n"
     )
     assert next_value("ill_id_seq") == 8
-    assert resync() == "2 sequences feed a key: 2 right.\n"
+    assert resync() == "2 sequences feed a key: 2 in sync.\n"
     assert resync(verbosity=2) == (
         "  Sequence            Column          Next value  Largest key\n"
-        "  public.ill_id_seq   public.ill.id            8            7  right\n"
-        "  public.well_id_seq  public.well.id           2            1  right\n"
-        "2 sequences feed a key: 2 right.\n"
+        "  public.ill_id_seq   public.ill.id            8            7  in sync\n"
+        "  public.well_id_seq  public.well.id           2            1  in sync\n"
+        "2 sequences feed a key: 2 in sync.\n"
     )
 
 
@@ -65,7 +66,7 @@ def test_check(tables: None) -> None:
     assert resync("--check", status=1) == (
         "  Sequence           Column         Next value  Largest key\n"
         "  public.ill_id_seq  public.ill.id           1            7  behind\n"
-        "2 sequences feed a key: 1 right, 1 behind.\n"
+        "2 sequences feed a key: 1 in sync, 1 behind.\n"
     )
     assert next_value("ill_id_seq") == 1
     resync(verbosity=0)
@@ -78,7 +79,7 @@ def test_dry_run(tables: None) -> None:
         "-- Sequence public.ill_id_seq is behind public.ill.id (next value 1, largest key 7)\n"
         "SELECT pg_catalog.setval('public.ill_id_seq', 7) "
         "FROM public.ill_id_seq WHERE last_value <= 7;\n"
-        "-- 2 sequences feed a key: 1 right, 1 behind.\n"
+        "-- 2 sequences feed a key: 1 in sync, 1 behind.\n"
     )
     assert next_value("ill_id_seq") == 1
     resync("--dry-run", "--check", status=1)
@@ -111,7 +112,7 @@ def test_json(tables: None) -> None:
                 "schema": "public",
                 "sequence": "well_id_seq",
                 "columns": [{"schema": "public", "table": "well", "column": "id"}],
-                "status": "right",
+                "status": "in sync",
                 "next_value": 2,
                 "largest_key": 1,
                 "new_next_value": None,
@@ -120,14 +121,14 @@ def test_json(tables: None) -> None:
                 "sql": None,
             },
         ],
-        "summary": {"right": 1, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0},
+        "summary": {"in sync": 1, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0},
     }
 
 
 def test_headroom(tables: None) -> None:
     assert json.loads(resync("--json", "--headroom", "100"))["summary"]["resynced"] == 2
     assert (next_value("ill_id_seq"), next_value("well_id_seq")) == (108, 102)
-    assert json.loads(resync("--json", "--headroom", "100"))["summary"]["right"] == 2
+    assert json.loads(resync("--json", "--headroom", "100"))["summary"]["in sync"] == 2
     resync("--check", "--headroom", "101", status=1)
     for wrong in ("-1", "many"):
         with pytest.raises(CommandError, match="is not a whole number"):
@@ -163,9 +164,9 @@ def test_apps(project: Project) -> None:
         ("auth_group_id_seq", "resynced"),
         ("auth_group_permissions_id_seq", "resynced"),
         ("auth_permission_id_seq", "resynced"),
-        ("auth_user_groups_id_seq", "right"),
-        ("auth_user_id_seq", "right"),
-        ("auth_user_user_permissions_id_seq", "right"),
+        ("auth_user_groups_id_seq", "in sync"),
+        ("auth_user_id_seq", "in sync"),
+        ("auth_user_user_permissions_id_seq", "in sync"),
         ("django_content_type_id_seq", "resynced"),
     }
     assert next_value("ill_id_seq") == next_value("django_migrations_id_seq") == 1
@@ -226,8 +227,8 @@ def test_one_locked_table_does_not_stop_the_rest(tables: None, database: str) ->
     with locked(database, "taken"):
         printed = resync(status=1)
     assert "public.taken_id_seq  public.taken.id" in printed
-    assert "left alone: the table, or a resync of the sequence, was locked for longer" in printed
-    assert "1 right, 1 behind and resynced, 1 not looked at." in printed
+    assert "left alone: the table was locked for longer" in printed
+    assert "1 in sync, 1 behind and resynced, 1 not looked at." in printed
     assert next_value("ill_id_seq") == 8
 
 
@@ -255,74 +256,20 @@ def test_a_short_look_shows_no_progress(tables: None, monkeypatch: pytest.Monkey
     assert terminal.getvalue() == ""
 
 
-def test_a_lost_connection_is_not_taken_for_a_broken_table(tables: None) -> None:
+def test_a_lost_connection_is_not_taken_for_a_broken_table(
+    tables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from django.db import OperationalError
     from django.db.utils import InterfaceError
 
-    def lose(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if "is_bare" in sql:
-            sql = "SELECT pg_terminate_backend(pg_backend_pid())"
-            params = None
-        return execute(sql, params, many, context)
+    send = driver.Cursor.rows
 
-    with (
-        connection.execute_wrapper(lose),
-        pytest.raises((OperationalError, InterfaceError)),
-    ):
+    def lose(cursor: driver.Cursor, sql: str, params: Any = None) -> list[Any]:
+        if "key_is_bare" in sql:
+            sql, params = "SELECT pg_terminate_backend(pg_backend_pid())", None
+        return send(cursor, sql, params)
+
+    monkeypatch.setattr(driver.Cursor, "rows", lose)
+    with pytest.raises((OperationalError, InterfaceError)):
         resync()
     connection.close()
-
-
-# --resync-first
-
-
-def test_resync_first(project: Project) -> None:
-    """What no wrapper sees: a trigger's own ON CONFLICT, which loses its row in silence."""
-    project.migration(
-        migrations.CreateModel("Log", [("id", models.BigAutoField(primary_key=True))]),
-        migrations.RunSQL("INSERT INTO app_log VALUES (1), (2)"),
-    )
-    project.migrate()
-    put_behind()
-    project.migration(migrations.RunSQL("SELECT 1"))
-    out, err = io.StringIO(), io.StringIO()
-
-    project.migrate(command="safemigrate", resync_first=True, stdout=out, stderr=err)
-
-    assert "  Resynced public.app_log_id_seq from 1 to 3 for app_log.id\n" in out.getvalue()
-    assert "sequences were behind and resynced; 0 statements repeated." in out.getvalue()
-    assert out.getvalue().index("Resynced") < out.getvalue().index("Operations to perform")
-    assert behind() == []
-    assert err.getvalue() == ""
-
-
-@pytest.mark.parametrize("option", ["plan", "check_unapplied"])
-def test_what_only_reads_does_not_resync_first(project: Project, option: str) -> None:
-    project.migrate()
-    put_behind()
-    ill = behind()
-    project.migrate(command="safemigrate", resync_first=True, **{option: True})
-    assert behind() == ill
-
-
-def test_resync_first_without_healing_says_what_it_found(project: Project) -> None:
-    project.migrate()
-    put_behind()
-    ill = behind()
-    err = io.StringIO()
-    project.migrate(command="safemigrate", resync_first=True, no_heal=True, stderr=err)
-    assert behind() == ill
-    for table in ill:
-        assert f"Sequence public.{table}_id_seq is behind" in err.getvalue()
-    assert "healing is off; SELECT pg_catalog.setval(" in err.getvalue()
-
-
-def test_resync_first_goes_on_past_what_it_can_t_look_at(project: Project, database: str) -> None:
-    project.migrate()
-    execute("CREATE TABLE taken (id serial PRIMARY KEY); INSERT INTO taken VALUES (5)")
-    put_behind()
-    err = io.StringIO()
-    with locked(database, "taken"):
-        project.migrate(command="safemigrate", resync_first=True, stderr=err)
-    assert "Could not look at public.taken_id_seq: the table, or a resync" in err.getvalue()
-    assert behind() == ["taken"]

@@ -93,10 +93,10 @@ def test_without_it_migrate_is_djangos(ill: Project) -> None:
 def test_safemigrate_above_it_runs_once_and_tells_once(ill: Project) -> None:
     with (
         override_settings(INSTALLED_APPS=["safemigrate", *ABOVE]),
-        mock.patch.object(safemigrate, "turn", wraps=lock.turn) as turn,
+        mock.patch.object(safemigrate, "migration_lock", wraps=lock.migration_lock) as taken,
     ):
         output = ill.migrate("app", command="safemigrate")
-    assert turn.call_count == 1
+    assert taken.call_count == 1
     for line in ("Resynced public.app_tag_id_seq", "Applying app.0003_step", "behind and resynced"):
         assert output.count(line) == 1
 
@@ -108,10 +108,10 @@ def test_a_migrate_inside_a_migration_tells_once(project: Project) -> None:
     inner = io.StringIO()
 
     def nest(apps: Any, editor: Any) -> None:
-        put_behind()
         call_command("migrate", "contenttypes", stdout=inner)
 
     project.migration(run_python(nest), atomic=False)
+    put_behind()
     output = project.migrate("app")
     assert "Applying contenttypes.0001_initial" in inner.getvalue()
     told = output + inner.getvalue()
@@ -141,7 +141,7 @@ def test_the_help_names_both_kinds_of_options() -> None:
     for option in ("--fake-initial", "--greeting", "--max-retries", "--lock-wait"):
         assert option in text
     assert "Open the door." in text
-    assert "Take no turns" not in text
+    assert "Take no migration lock" not in text
 
 
 def test_a_second_safemigrate_below_is_passed_over() -> None:
@@ -180,29 +180,29 @@ def test_not_being_shadowed_is_not_warned_of(installed: list[str]) -> None:
 
 
 @pytest.fixture
-def turns() -> Iterator[mock.Mock]:
-    with mock.patch.object(safemigrate, "turn", wraps=lock.turn) as turn:
-        yield turn
+def locks() -> Iterator[mock.Mock]:
+    with mock.patch.object(safemigrate, "migration_lock", wraps=lock.migration_lock) as taken:
+        yield taken
 
 
 @above
-def test_tests_take_no_turns(project: Project, turns: mock.Mock) -> None:
+def test_tests_take_no_lock(project: Project, locks: mock.Mock) -> None:
     with an_environment():
         project.migrate()
-    assert turns.call_count == 0
+    assert locks.call_count == 0
     assert rows("SELECT count(*) FROM auth_permission") == [(16,)]
 
 
 @above
-def test_others_do(project: Project, turns: mock.Mock) -> None:
+def test_others_do(project: Project, locks: mock.Mock) -> None:
     project.migrate()
-    assert turns.call_count == 1
+    assert locks.call_count == 1
 
 
 @above
-def test_plans_take_no_turns(project: Project, turns: mock.Mock) -> None:
+def test_plans_take_no_lock(project: Project, locks: mock.Mock) -> None:
     project.migrate(plan=True)
-    assert turns.call_count == 0
+    assert locks.call_count == 0
 
 
 @above

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import DataError, IntegrityError, connection, connections, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safemigrate import Note, healing
 from safemigrate.sequences.catalogue import sequences_of
-from safemigrate.sequences.state import Finding, Terms, drain, resync
-from safemigrate.sequences.sweep import all_schemas, room, sequences_in, survey
+from safemigrate.sequences.state import Finding, Terms, checking
+from safemigrate.sequences.sweep import all_schemas, feeds_in, survey
 from tests.support.databases import binding, execute, next_value, rows, value
 from tests.support.project import Project, run_python
 
@@ -32,10 +32,10 @@ def shared_database(databases: Databases) -> Iterator[str]:
 
 
 def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
-    oids = sequences_in(connection, all_schemas(connection))
+    feeds = feeds_in(connection, all_schemas(connection))
     return [
         finding
-        for chunk in survey(connection, oids, terms or Terms(), move=move)
+        for chunk in survey(connection, feeds, terms or Terms(), move=move)
         for finding in chunk
     ]
 
@@ -129,7 +129,7 @@ def test_any_bounds_and_increment(
 
     (finding,) = found(move=True, terms=Terms(force=True))
     if not is_behind:
-        assert finding.status == "right"
+        assert finding.status == "in sync"
         assert rows("SELECT xmin, * FROM s") == state
         return
     if finding.obstacle:
@@ -143,7 +143,7 @@ def test_any_bounds_and_increment(
     (given_now,) = rows("INSERT INTO t DEFAULT VALUES RETURNING id")[0]
     assert all((given_now - key) * step > 0 for key in within)
     assert (given_now - before) % step == 0
-    assert [each.status for each in found()] == ["right"]
+    assert [each.status for each in found()] == ["in sync"]
 
 
 def test_residue_is_kept_and_nothing_skipped(shared_database: str) -> None:
@@ -154,30 +154,6 @@ def test_residue_is_kept_and_nothing_skipped(shared_database: str) -> None:
     (finding,) = found(move=True)
     assert finding.moved_to == 13
     assert next_value("s") == 23
-
-
-# A session's cache.
-
-
-def test_old_values_of_a_session_s_cache_are_dropped(database: str) -> None:
-    execute(
-        "CREATE TABLE t (id serial PRIMARY KEY, note text);"
-        "ALTER SEQUENCE t_id_seq CACHE 20; INSERT INTO t (note) VALUES ('holds 2 to 20')"
-    )
-    execute("INSERT INTO t VALUES (2), (3), (15)")
-    assert [each.status for each in found()] == ["right"]
-    with healing() as report:
-        assert value("INSERT INTO t (note) VALUES ('new') RETURNING id") == 16
-    assert report.resyncs == []
-
-
-def test_a_cache_that_is_not_in_the_way_is_not_drained(database: str) -> None:
-    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (5)")
-    with room(connection) as cursor:
-        (sequence,) = sequences_of(cursor, sequences_in(connection, ["public"]))
-        finding = resync(cursor, sequence)
-        drain(cursor, finding)
-    assert next_value("t_id_seq") == 6
 
 
 # What stands in the way, and the notes that say so.
@@ -246,11 +222,11 @@ def test_too_far_to_walk(ill: None) -> None:
     execute("INSERT INTO t VALUES (2000000)")
     with role("SELECT, INSERT ON t", "USAGE ON t_id_seq"):
         notes, _ = collide()
-    assert [note.is_fatal for note in notes] == [False, True]
+    assert [note.is_expected for note in notes] == [True, True, False]
     assert notes[0].text.startswith("Sequence public.t_id_seq is behind public.t.id (next value 1")
-    assert "too wide to be walked with nextval()" in notes[1].text
-    assert "public.t_id_seq, which feeds public.t" in notes[1].text
-    execute(typed(notes[1], "SELECT pg_catalog.setval("))
+    assert "too wide to be walked with nextval()" in notes[-1].text
+    assert "public.t_id_seq, which feeds public.t" in notes[-1].text
+    execute(typed(notes[-1], "SELECT pg_catalog.setval("))
     assert next_value("t_id_seq") == 2000001
 
 
@@ -292,8 +268,7 @@ def test_row_level_security(ill: None) -> None:
         assert finding.obstacle is not None
         assert "row-level security" in finding.obstacle.reason
         notes, _ = collide()
-    assert "Could not heal t: not all rows can be read" in notes[-1].text
-    assert "run as a role that may, such as the table's owner" in notes[-1].text
+    assert "could not be checked: query would be affected by row-level security" in notes[-1].text
 
 
 def test_cramped(ill: None) -> None:
@@ -322,16 +297,22 @@ def test_read_only(ill: None) -> None:
     assert "read-only" in finding.obstacle.reason
 
 
-def test_a_resync_under_way_elsewhere(ill: None, database: str) -> None:
-    """One that does not end leaves the original error, and says why."""
-    from safemigrate.sequences.state import LOCK_SPACE
+def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
+    """A walk needs none; a jump tries for a second, and the note says why it was not made."""
+    from safemigrate.sequences.resync import LOCK_SPACE
 
     oid = value("SELECT 't_id_seq'::regclass::oid")
     with binding("other", database), connections["other"].cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
-        notes, _ = collide()
-        assert "was locked for longer than 1 s" in notes[-1].text
+        (finding,) = found(move=True)
+        assert (finding.status, finding.moved_to) == ("resynced", 7)
+        execute("INSERT INTO t VALUES (1000000)")
+        (finding,) = found(move=True)
+        assert finding.status == "behind"
+        assert "another session holds the advisory lock" in str(finding.obstacle)
         connections["other"].close()
+    (finding,) = found(move=True)
+    assert finding.moved_to == 1000000
 
 
 def test_the_error_is_the_original(ill: None) -> None:
@@ -365,23 +346,24 @@ def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCapt
         (
             "ALTER TABLE t ALTER id DROP DEFAULT",
             "INSERT INTO t (note) VALUES ('new')",
-            "public.t.id has no default any more",
+            "public.t.id has no default or identity any more",
         ),
-        ("SELECT 1", "INSERT INTO t (id) VALUES (7)", "was given by the statement"),
+        ("SELECT 1", "INSERT INTO t (id) VALUES (7)", "Genuine duplicate in public.t"),
         (
             "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
             "CREATE UNIQUE INDEX ON t (note)",
-            "public.t holds duplicates of its own, so no unique index can be made.",
+            "public.t already holds duplicate values, so t_note_idx cannot be created.",
         ),
         (
             "ALTER TABLE t ALTER id SET DEFAULT length('seven77')",
             "INSERT INTO t (note) VALUES ('new')",
-            "The default of the key of public.t is computed",
+            "The default of t.id is computed",
         ),
     ],
 )
 def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
     execute(prepare)
+    found(move=True)
     state = rows("SELECT xmin, * FROM t_id_seq")
     notes: list[Any] = []
     with pytest.raises(IntegrityError), healing(tell=notes.append):
@@ -398,9 +380,9 @@ def test_listing_does_not_wait_for_a_locked_table(ill: None, database: str) -> N
     execute("CREATE TABLE taken (id serial PRIMARY KEY)")
     with binding("other", database), connections["other"].cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE")
-        with room(connection) as mine:
-            oids = sequences_in(connection, ["public"])
-            assert len(sequences_of(mine, oids)) == 2
+        with checking(connection) as mine:
+            feeds = feeds_in(connection, ["public"])
+            assert len(sequences_of(mine, feeds)) == 2
         connections["other"].close()
 
 
@@ -414,45 +396,23 @@ def test_a_generated_column_that_names_a_sequence(ill: None) -> None:
 
 
 def test_a_sequence_that_is_gone_by_the_look(ill: None) -> None:
-    oids = sequences_in(connection, ["public"])
+    feeds = feeds_in(connection, ["public"])
     execute("DROP TABLE t")
-    assert list(survey(connection, oids, move=True)) == [[]]
+    assert list(survey(connection, feeds, move=True)) == [[]]
 
 
-def failing(part: str) -> Any:
-    """Make an execute wrapper that sends a division by zero for statements with ``part``."""
-
-    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if part in sql:
-            sql, params = "SELECT 1 / 0", None
-        return execute(sql, params, many, context)
-
-    return connection.execute_wrapper(wrapper)
-
-
-def test_a_look_that_fails_does_not_stop_the_rest(ill: None) -> None:
-    execute("CREATE TABLE broken (id serial PRIMARY KEY)")
-    with failing("FROM ONLY public.broken"):
-        statuses = {finding.sequence.name: finding for finding in found(move=True)}
-    assert statuses["t_id_seq"].status == "resynced"
-    broken = statuses["broken_id_seq"]
-    assert broken.status == "unknown"
-    assert "the look failed (DataError: division by zero)" in str(broken.obstacle)
+@pytest.mark.parametrize("harm", ["NaN", "Infinity"])
+def test_a_value_that_is_no_number_stops_nothing(ill: None, harm: str) -> None:
+    if harm == "Infinity" and connection.pg_version < 140000:  # type: ignore[attr-defined]
+        pytest.skip("PostgreSQL has infinite numerics from 14 on")
+    execute(
+        "CREATE SEQUENCE s; CREATE TABLE n (id numeric PRIMARY KEY DEFAULT nextval('s'));"
+        f"INSERT INTO n VALUES (3), ('{harm}')"
+    )
+    statuses = {finding.sequence.name: finding for finding in found(move=True)}
+    assert {name: finding.moved_to for name, finding in statuses.items()} == {"t_id_seq": 7, "s": 3}
 
 
-def test_a_catalogue_that_can_t_be_read_is_an_error(ill: None) -> None:
-    with failing("is_bare"), pytest.raises(DataError):
-        found()
-
-
-def test_what_could_be_looked_at_but_not_moved(ill: None, database: str) -> None:
-    from safemigrate.sequences.state import LOCK_SPACE
-
-    oid = value("SELECT 't_id_seq'::regclass::oid")
-    with binding("other", database), connections["other"].cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
-        (finding,) = found(move=True)
-        connections["other"].close()
-    assert (finding.status, finding.target) == ("behind", 7)
-    assert "was locked for longer than 1 s" in str(finding.obstacle)
-    assert next_value("t_id_seq") == 1
+def test_identifiers_quoted_by_a_setting(ill: None) -> None:
+    execute("SET quote_all_identifiers = on")
+    assert [each.status for each in found()] == ["behind"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 
 from tests.support.databases import Databases, binding, execute, rows, value
 from tests.support.project import Project, run_python
@@ -89,7 +89,7 @@ def test_resynced(zoo: Zoo, shape: Shape) -> None:
     found = zoo.resynced[shape.sequence]
     assert (found["status"], found["new_next_value"]) == ("resynced", shape.after)
     assert found["reason"] is None
-    assert zoo.after[shape.sequence]["status"] == "right"
+    assert zoo.after[shape.sequence]["status"] == "in sync"
     assert zoo.drawn[shape.name] == shape.after
 
 
@@ -106,7 +106,7 @@ def test_left_alone(zoo: Zoo, shape: Shape) -> None:
 @pytest.mark.parametrize("shape", RIGHT, ids=str)
 def test_right(zoo: Zoo, shape: Shape) -> None:
     for found in (zoo.before, zoo.resynced, zoo.after):
-        assert found[shape.sequence]["status"] == "right"
+        assert found[shape.sequence]["status"] == "in sync"
     assert zoo.drawn[shape.name] == shape.after
 
 
@@ -120,7 +120,7 @@ def test_what_the_dry_run_prints_sets_right(zoo: Zoo, databases: Databases, name
             execute(out.getvalue())
         after = report("--all-schemas", "--check", scan=True, status=1)
     for shape in HEALED:
-        assert after[shape.sequence]["status"] == "right"
+        assert after[shape.sequence]["status"] == "in sync"
     assert {key for key, found in after.items() if found["status"] == "behind"} == {
         "public.sentinel_id_seq",
         "public.cramped_id_seq",
@@ -167,11 +167,11 @@ def test_left_alone_in_a_migration(project: Project) -> None:
 
     def code(apps: Any, editor: Any) -> None:
         for shape in LEFT_ALONE:
-            with pytest.raises(IntegrityError) as caught, transaction.atomic():
+            with pytest.raises(IntegrityError) as caught:
                 editor.execute(shape.insert)
             errors[shape.name] = caught.value
 
-    project.migration(run_python(code))
+    project.migration(run_python(code), atomic=False)
     project.migrate(command="safemigrate", stderr=io.StringIO())
 
     for shape in LEFT_ALONE:
@@ -179,7 +179,6 @@ def test_left_alone_in_a_migration(project: Project) -> None:
         if hasattr(errors[shape.name], "add_note"):
             assert shape.reason in notes, notes
             assert shape.sequence in notes
-        assert "_pkey" in str(errors[shape.name])
 
 
 def test_temporary_table(database: str) -> None:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dj_database_url
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,6 +22,8 @@ DRIVERS = {"psycopg2": ["psycopg2-binary"], "psycopg": ["psycopg2-binary", "psyc
 @contextmanager
 def server() -> Iterator[dict[str, Any]]:
     """Give the settings of the server of DATABASE_URL, or of an embedded one."""
+    import dj_database_url
+
     if url := os.environ.get("DATABASE_URL"):
         yield dict(dj_database_url.parse(url))
         return

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connection, connections, migrations, models, transaction
 from django.db.backends.utils import CursorWrapper
 
-from safemigrate.heal.collisions import sqlstate
-from safemigrate.sequences.state import in_transaction
+from safemigrate.driver import IDLE, sqlstate, transaction_status
 from tests.support.databases import Databases, binding, execute, put_behind, rows
 from tests.support.project import COLUMNS, CONSTRAINTS, INDEXES, Project, run_python
 from tests.support.twins.running import canonical, end_process, positions
@@ -86,7 +85,7 @@ def _instead(cursor: CursorWrapper, setting: str, sql: str) -> None:
     """Send ``sql``, which is to fail under ``setting``, in place of the statement."""
     if not _is_usable():
         return
-    inside = in_transaction(connection)
+    inside = transaction_status(connection) != IDLE or not connection.get_autocommit()
     with connection.wrap_database_errors:
         cursor.cursor.execute(f"SET {'LOCAL' if inside else 'SESSION'} {setting} = 1")
         try:
@@ -119,8 +118,8 @@ def raises(state: str) -> Callable[[CursorWrapper], None]:
 
 
 def interrupt(cursor: CursorWrapper) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.001)  # the handler runs between two bytecodes, at the latest here
+    # Not os.kill(): that may reach another thread first, and this one a statement later.
+    signal.raise_signal(signal.SIGINT)
 
 
 def kill(cursor: CursorWrapper) -> None:

@@ -161,12 +161,14 @@ class Law:
         to: int = 1,
         spoil: Callable[[], None] | None = None,
         up_to_keys: bool = False,
+        ours: dict[str, Any] | None = None,
         **options: Any,
     ) -> Outcome:
         """Run both commands on twins of the database as it is; return safemigrate's outcome.
 
         The sequences of the tables ``put_back`` (all, where there are none) give ``to`` next on
-        one twin; on the other every sequence is right. ``spoil`` does more harm to the first.
+        one twin; on the other every sequence is in sync. ``spoil`` does more harm to the first,
+        and ``ours`` are options of safemigrate's own.
         With ``up_to_keys`` the first columns of the app's own tables may differ: a statement that
         was repeated, because a trigger or a function of it collided, has drawn its key twice.
         """
@@ -180,7 +182,7 @@ class Law:
             put_behind(*put_back, to=to)
             if spoil:
                 spoil()
-            actual = self.run("safemigrate", *args, **options)
+            actual = self.run("safemigrate", *args, **options, **(ours or {}))
         self.databases.drop(healthy)
         if up_to_keys:
             expected.forget_keys()

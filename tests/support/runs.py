@@ -1,4 +1,4 @@
-"""Runs in other processes and threads, which is where turns are taken."""
+"""Runs in other processes and threads, which is where the migration lock matters."""
 
 from __future__ import annotations
 
@@ -27,19 +27,32 @@ from django.conf import settings
 settings.configure(DATABASES={"default": json.loads(os.environ["TEST_DATABASE"])}, USE_TZ=True)
 django.setup()
 from django.db import connection
-from safemigrate.locking.lock import LockTimeoutError, turn
+from safemigrate.locking.lock import LockTimeoutError, migration_lock
 def tell(text): print(text, file=sys.stderr, flush=True)
 def say(text): print(text, flush=True)
 """
+ELSEWHERE = """
+from safemigrate.locking import lock
+lock._ancestors = list
+"""
+VARIABLE = "SAFEMIGRATE_LOCK_"
 
 
 @contextmanager
-def running(code: str, *, kin: bool = False, **settings: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run code in a process with this one's default database, which knows its turns only as kin."""
+def running(
+    code: str, *, kin: bool = False, child: bool = False, **settings: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Run code in a process with this one's default database.
+
+    It stands for one on another host: it knows this one's lock only as ``kin``, and that it was
+    started from here only as its ``child``.
+    """
     database = json.dumps({**connection.settings_dict, **settings}, default=str)
-    environment = {name: text for name, text in os.environ.items() if kin or "_TURN_" not in name}
+    environment = {
+        name: text for name, text in os.environ.items() if kin or "SAFEMIGRATE_LOCK_" not in name
+    }
     with subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + code],
+        [sys.executable, "-c", PRELUDE + ("" if child else ELSEWHERE) + code],
         cwd=ROOT,
         env={**environment, "TEST_DATABASE": database},
         stdin=subprocess.PIPE,

@@ -32,6 +32,14 @@ def binaries() -> Path:
     pytest.skip(f"no pg_dump of PostgreSQL {major} is here")
 
 
+def needs(major: int, what: str) -> None:
+    """Skip the rest of a test on a server that does not have ``what`` yet, and say so."""
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_version_num")
+        if int(cursor.fetchone()[0]) < major * 10_000:
+            pytest.skip(f"{what} came with PostgreSQL {major}")
+
+
 def _folders(major: int) -> Iterator[Path]:
     yield Path(f"/usr/lib/postgresql/{major}/bin")
     try:

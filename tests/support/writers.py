@@ -66,23 +66,24 @@ with connection.cursor() as cursor:
                 others.append(repr(error))
 print(json.dumps([given, collisions, others]))
 """
-# One as the command does, the other as healing does: it resyncs whatever it meets, right or not.
+# One as the command does, the other as healing does: it resyncs whatever it meets, in sync or not.
 RESYNCER = """
 from safemigrate.sequences.catalogue import sequences_of
-from safemigrate.sequences.state import resync
-from safemigrate.sequences.sweep import room, sequences_in, survey
+from safemigrate.sequences.resync import resync
+from safemigrate.sequences.state import checking
+from safemigrate.sequences.sweep import feeds_in, survey
 
 def one_by_one():
-    with room(connection) as cursor:
-        sequences = sequences_of(cursor, oids)
+    with checking(connection) as cursor:
+        sequences = sequences_of(cursor, feeds)
     for sequence in sequences:
-        with room(connection) as cursor:
+        with checking(connection) as cursor:
             yield [resync(cursor, sequence)]
 
-oids = sequences_in(connection, ["public"])
+feeds = feeds_in(connection, ["public"])
 looks, moved, reasons = 0, [], []
 while time.monotonic() < end:
-    for findings in one_by_one() if number else survey(connection, oids, move=True):
+    for findings in one_by_one() if number else survey(connection, feeds, move=True):
         looks += len(findings)
         moved += [[each.sequence.name, each.next_value, each.moved_to]
                   for each in findings if each.moved_to is not None]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 EXAMPLE = ROOT / "example_project"
+MADE_BY_THE_EXAMPLE = "made by manage.py demo, which drops it without asking"
 LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "yaml"}
 INSTRUCTIONS = {"COPY", "CMD", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
 # What the runbook quotes of others: Django, PostgreSQL.
@@ -70,7 +72,7 @@ class Shop:
     def runs(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run code as ``manage.py shell`` would."""
         (self.folder / "typed.py").write_text(f"import django; django.setup()\n{code}")
-        return self.types(f"PYTHONPATH=$PYTHONPATH:{EXAMPLE} python typed.py")
+        return self.types(f"PYTHONPATH=$PYTHONPATH:{shlex.quote(str(EXAMPLE))} python typed.py")
 
     def follows(self, session: Block) -> None:
         """Type the commands of a session, and see that the lines it shows come, in order."""
@@ -84,6 +86,7 @@ class Shop:
 
 @pytest.fixture
 def empty_shop(database: str) -> Shop:
+    execute(f"COMMENT ON DATABASE {database} IS '{MADE_BY_THE_EXAMPLE}'")
     return Shop(database, EXAMPLE)
 
 
@@ -101,6 +104,7 @@ def migrated(databases: Databases) -> Iterator[str]:
 def shop(databases: Databases, migrated: str, tmp_path: Path) -> Iterator[Shop]:
     connection.close()
     with databases.bound("default", migrated) as name:
+        execute(f"COMMENT ON DATABASE {name} IS '{MADE_BY_THE_EXAMPLE}'")
         yield Shop(name, tmp_path)
 
 
@@ -139,7 +143,8 @@ def test_dockerfile(block: Block) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python(shop: Shop, block: Block) -> None:
-    dump = f"python {EXAMPLE / 'manage.py'} dumpdata shop.tag --output shop.json --verbosity 0"
+    manage = shlex.quote(str(EXAMPLE / "manage.py"))
+    dump = f"python {manage} dumpdata shop.tag --output shop.json --verbosity 0"
     assert shop.types(dump).returncode == 0
     expected = re.search(r"# (\w+Error): … (\S+) … (.*)$", block.text, re.MULTILINE)
     done = shop.runs(block.text)
@@ -169,7 +174,7 @@ def test_the_grants_suffice(shop: Shop) -> None:
         execute(f"SET LOCAL ROLE {shop.name}")
         out = io.StringIO()
         call_command("resyncsequences", stdout=out)
-        assert "resynced to 3000001\n15 sequences feed a key: 14 right," in out.getvalue()
+        assert "resynced to 3000001\n15 sequences feed a key: 14 in sync," in out.getvalue()
         transaction.set_rollback(True)
 
 
@@ -190,7 +195,7 @@ def test_the_json_document(databases: Databases, migrated: str) -> None:
     name = databases.create(migrated)
     with binding("default", name):
         shop = Shop(name, EXAMPLE)
-        shop.types("python manage.py fallbehind django_content_type")
+        shop.types("python manage.py fallbehind django_content_type --this-database")
         (command,) = [
             each.text
             for each in blocks("sh")
@@ -275,14 +280,18 @@ def options(command: Any) -> set[str]:
 
 
 def test_the_reference_names_every_option() -> None:
-    safemigrate = options(load_command_class("safemigrate", "safemigrate")) - options(
-        load_command_class("django.core", "migrate")
-    )
-    resyncsequences = options(load_command_class("safemigrate", "resyncsequences")) - options(
-        load_command_class("django.core", "dumpdata")
-    )
+    beside = {
+        "safemigrate": "migrate",
+        "resyncsequences": "dumpdata",
+        "waitformigrations": "dumpdata",
+    }
+    ours: set[str] = set()
+    for name, theirs in beside.items():
+        ours |= options(load_command_class("safemigrate", name)) - options(
+            load_command_class("django.core", theirs)
+        )
     named = set(re.findall(r"`(--[a-z-]+)", REFERENCE.read_text(encoding="utf-8")))
-    assert named - {"--verbosity", "--database"} == safemigrate | resyncsequences
+    assert named - {"--verbosity", "--database"} == ours - {"--database"}
 
 
 def test_the_reference_gives_the_defaults() -> None:
@@ -312,4 +321,7 @@ def test_every_long_proof_is_named() -> None:
 def test_every_module_is_on_the_map() -> None:
     text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     modules = {path.name for path in (ROOT / "safemigrate").glob("*.py")}
-    assert modules - set(re.findall(r"`(\w+\.py)`", text)) == {"__init__.py", "apps.py", "conf.py"}
+    assert modules - set(re.findall(r"`(\w+\.py)`", text)) == {"__init__.py"}
+    for wing in ("heal", "sequences", "locking"):
+        modules = {f"{wing}/{path.name}" for path in (ROOT / "safemigrate" / wing).glob("*.py")}
+        assert modules - set(re.findall(r"`(\w+/\w+\.py)`", text)) == {f"{wing}/__init__.py"}

@@ -192,3 +192,26 @@ def test_replicas_that_start_at_once_take_turns(empty_database: str) -> None:
     assert query(empty_database, "SELECT count(*) FROM django_migrations") == "23"
     applied = [line for _, output, _ in answers for line in output.splitlines() if "... OK" in line]
     assert len(applied) == len(set(applied)) == 23
+
+
+def test_only_the_url_says_which_database(empty_database: str) -> None:
+    """Variables that libpq reads, exported for another server, must not lead the example there."""
+    astray = {
+        "PGHOSTADDR": "127.0.0.1",
+        "PGPORT": "1",
+        "PGDATABASE": "precious",
+        "PGUSER": "nobody",
+    }
+    for command in (
+        ["migrate", "--verbosity", "0"],
+        ["fallbehind", "django_migrations", "--this-database"],
+    ):
+        done = subprocess.run(
+            [sys.executable, EXAMPLE / "manage.py", *command],
+            env=environment(empty_database) | astray,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert f'Database "{NAME}" on ' in done.stdout

@@ -81,9 +81,10 @@ def test_lines_that_are_written_past_the_command(
     project.migration(*shop())
 
     def fill_and_print(apps: Any, editor: Any) -> None:
-        put_behind()
+        tags = apps.get_model("app.Tag").objects
         print("filling ...", end="")  # noqa: T201
-        fill(apps, editor)
+        tags.create(pk=next_value("app_tag_id_seq"), name="in the way")
+        tags.create(name="past it")
         print(" filled")  # noqa: T201
 
     project.migration(run_python(fill))

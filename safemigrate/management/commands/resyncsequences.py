@@ -17,7 +17,7 @@
         "advice": null,              what to do about that
         "sql": null                  what a DBA could type, where it is behind
      }],
-     "summary": {"right": 11, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0}}
+     "summary": {"in sync": 11, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0}}
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from safemigrate.sequences.state import Status, Terms
 from safemigrate.sequences.sweep import (
     all_schemas,
     current_schemas,
-    sequences_in,
-    sequences_of_apps,
+    feeds_in,
+    feeds_of_apps,
     survey,
 )
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from safemigrate.sequences.catalogue import Feed
     from safemigrate.sequences.state import Finding
 
 HEADINGS = ("Sequence", "Column", "Next value", "Largest key", "")
@@ -148,8 +149,8 @@ class Command(BaseCommand):
         if connection.vendor != "postgresql":
             self._tell_other_vendor(connection)
             return
-        oids = self._oids(connection, labels)
-        findings = self._findings(connection, oids)
+        feeds = self._feeds(connection, labels)
+        findings = self._findings(connection, feeds)
         if options["as_json"]:
             self._print_json(connection, findings)
         elif options["dry_run"]:
@@ -167,16 +168,16 @@ class Command(BaseCommand):
             )
         return connections[alias]
 
-    def _oids(self, connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[int]:
+    def _feeds(self, connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[list[Feed]]:
         schemas = self.options["schemas"]
         if labels:
             if schemas or self.options["all_schemas"]:
                 raise CommandError("Give either app labels or schemas, not both.")
             try:
-                return sequences_of_apps(connection, labels)
+                return feeds_of_apps(connection, labels)
             except LookupError as error:
                 raise CommandError(str(error)) from error
-        return sequences_in(connection, self._schemas(connection))
+        return feeds_in(connection, self._schemas(connection))
 
     def _schemas(self, connection: BaseDatabaseWrapper) -> list[str]:
         schemas: list[str] = self.options["schemas"] or []
@@ -189,13 +190,15 @@ class Command(BaseCommand):
             )
         return schemas or there
 
-    def _findings(self, connection: BaseDatabaseWrapper, oids: list[int]) -> Iterator[Finding]:
-        progress = Progress(self.stderr, len(oids))
+    def _findings(
+        self, connection: BaseDatabaseWrapper, feeds: list[list[Feed]]
+    ) -> Iterator[Finding]:
+        progress = Progress(self.stderr, len(feeds))
         done = 0
         try:
             for chunk in survey(
                 connection,
-                oids,
+                feeds,
                 Terms(self.options["headroom"], self.options["scan"], self.options["force"]),
                 move=not (self.options["check"] or self.options["dry_run"]),
             ):
@@ -213,7 +216,7 @@ class Command(BaseCommand):
         lines = [
             (finding, _cells(finding))
             for finding in findings
-            if verbosity > 1 or finding.status != "right"
+            if verbosity > 1 or finding.status != "in sync"
         ]
         if lines and verbosity:
             rows = [HEADINGS, *(cells for _, cells in lines)]
@@ -232,7 +235,7 @@ class Command(BaseCommand):
         total = sum(self.counts.values())
         sequences = "sequence feeds" if total == 1 else "sequences feed"
         parts: dict[Status, str] = {
-            "right": "right",
+            "in sync": "in sync",
             "resynced": "behind and resynced",
             "behind": "behind",
             "unknown": "not looked at",
@@ -245,7 +248,7 @@ class Command(BaseCommand):
 
     def _print_sql(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            if finding.status == "right":
+            if finding.status == "in sync":
                 continue
             reason = f": {finding.obstacle}" if finding.obstacle else ""
             about = str(finding) if finding.is_behind else f"{finding.sequence} was left alone"

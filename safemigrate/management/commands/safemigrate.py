@@ -1,7 +1,8 @@
-"""``migrate``, with every sequence that is behind healed on the way."""
+"""``migrate``, with every sequence in sync before it writes and what fails retried."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from argparse import ArgumentTypeError
@@ -14,18 +15,25 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from django.core import management
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.core.management.color import no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.heal.block import Note, Report, Resync, healing, resync_first
-from safemigrate.locking.lock import LockError, Turn, turn
+from safemigrate.heal.block import Note, Report, Resync, healing_migrate
+from safemigrate.interrupt import Terminated, ending_on_signals
+from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
+from safemigrate.management.locked import checking_lock
+from safemigrate.management.output import Lines
+from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from safemigrate.report import LockWait
 
 # A run inside a run, as of call_command("migrate") in a migration, leaves the telling to the outer.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
@@ -53,49 +61,12 @@ def seconds(value: object) -> float:
     return number
 
 
-class Lines:
-    """A stream that holds back what is told in the middle of a line until the line has ended."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._held: list[str] = []
-        self._is_at_start = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int | None:
-        written = self._stream.write(text)
-        self._is_at_start = text.endswith("\n") if text else self._is_at_start
-        if self._is_at_start:
-            self._let_go()
-        return written
-
-    def tell_line(self, line: str) -> None:
-        """Write ``line`` as a line of its own, at once or after the one that is under way."""
-        self._held.append(line)
-        if self._is_at_start:
-            self._let_go()
-
-    def end(self) -> None:
-        """Write what is still held back, breaking the line that nobody ended."""
-        if self._held:
-            self._stream.write("\n")
-            self._let_go()
-
-    def _let_go(self) -> None:
-        for line in self._held:
-            self._stream.write(f"{line}\n")
-        self._held.clear()
-
-
 @dataclass(frozen=True)
 class _Choices:
     """The options of the command line, or else the settings, checked."""
 
     max_retries: int
     heal: bool
-    resync_first: bool
     lock: bool
     lock_wait: int
     wait_for_database: int
@@ -113,7 +84,6 @@ class _Choices:
             return cls(
                 max_retries=number("max_retries", conf.max_retries),
                 heal=conf.heal() and not options.get("no_heal"),
-                resync_first=bool(options.get("resync_first")),
                 lock=conf.lock() and not options.get("no_lock"),
                 lock_wait=number("lock_wait", conf.lock_wait),
                 wait_for_database=number("wait_for_database", conf.wait_for_database),
@@ -129,37 +99,30 @@ class _Choices:
 
 class Command(BaseCommand):
     help = (
-        "Does what migrate does; a PostgreSQL sequence that has fallen behind its table is moved "
-        "forward on the way, and what failed because of it is repeated."
+        "Does what migrate does. PostgreSQL sequences that are behind their tables are resynced "
+        "before anything is written, and a statement that fails because of one is retried."
     )
     own_options: dict[str, dict[str, Any]] = {
         "max_retries": {
             "type": whole_number,
             "metavar": "N",
-            "help": "Repeat one statement for one table up to N times; 0 resyncs but repeats "
-            "nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
+            "help": "Retry a statement that failed in autocommit up to N times; 0 resyncs but "
+            "retries nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Touch no sequence and repeat nothing, only say what was found. "
+            "help": "Change no sequence and retry nothing; only say what was found. "
             "Default: the setting SAFEMIGRATE_HEAL, or healing.",
-        },
-        "resync_first": {
-            "action": "store_true",
-            "help": "Set right every sequence of the current schemas before migrating, for what "
-            "can't be seen on the way: COPY, rows that triggers insert with ON CONFLICT. With "
-            "--no-heal only say which are behind.",
         },
         "lock_wait": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds while another safemigrate has its turn with the "
-            "database; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
+            "help": "Wait up to so many seconds while another safemigrate holds the migration "
+            "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
-            "help": "Take no turns with other runs. Default: the setting SAFEMIGRATE_LOCK, or "
-            "taking turns.",
+            "help": "Take no migration lock. Default: the setting SAFEMIGRATE_LOCK, or taking it.",
         },
         "wait_for_database": {
             "type": whole_number,
@@ -185,7 +148,7 @@ class Command(BaseCommand):
             "(RunPython) has run in it.",
         },
     }
-    # Runs that write nothing take no turn.
+    # Runs that write nothing take no migration lock.
     options_that_only_read = ("plan", "check_unapplied")
 
     @cached_property
@@ -223,22 +186,42 @@ class Command(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         own = {name: options.pop(name, None) for name in self.added_options}
         self.verbosity = options.get("verbosity", 1)
-        stream = options.get("stdout") or cast("TextIO", self.stdout._out)
-        self.lines = Lines(stream)
+        if options.get("no_color"):
+            self.style = no_style()
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
-        if options.get("stdout"):
-            options["stdout"] = self.lines
-        else:
-            # Not among the options: django-tenants pickles those for other processes.
-            self.migrate.stdout = OutputWrapper(cast("TextIO", self.lines))
         try:
-            # Some write past the command: a migration's print(), django-tenants' executors.
-            heard = redirect_stdout(cast("TextIO", self.lines))
-            with heard if stream is sys.stdout else nullcontext():
+            with self._listening(options):
                 return self._run(_Choices.of(own), args, options)
+        except Terminated:
+            self._tell_note("Ended by SIGTERM; what was not committed is rolled back.")
+            sys.exit(Terminated.status)
+        except KeyboardInterrupt:
+            if getattr(self, "_called_from_command_line", False):
+                raise KeyboardInterrupt from None  # without the way down to where it happened
+            raise
+
+    @contextmanager
+    def _listening(self, options: dict[str, Any]) -> Iterator[None]:
+        """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
+        # Not among the options: django-tenants pickles those for other processes.
+        printer: Any = None if options.get("stdout") else self.migrate.stdout
+        stream = cast("TextIO", options.get("stdout") or getattr(printer, "_out", sys.stdout))
+        self.lines = Lines(stream)
+        lines = cast("TextIO", self.lines)
+        if printer is None:
+            options["stdout"] = lines
+        else:
+            printer._out = lines
+        # Some write past the command: a migration's print(), django-tenants' executors.
+        heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
+        try:
+            with heard:
+                yield
         finally:
             self.lines.end()
+            if printer is not None:
+                printer._out = stream
 
     def _refuse_processes(self, options: dict[str, Any]) -> None:
         """Raise CommandError where django-tenants would migrate in processes that don't heal."""
@@ -250,62 +233,72 @@ class Command(BaseCommand):
                 "--executor=multiprocessing."
             )
 
-    def takes_turn(self, options: dict[str, Any]) -> bool:
+    def takes_lock(self, options: dict[str, Any]) -> bool:
         return not any(options.get(name) for name in self.options_that_only_read)
 
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         self._refuse_processes(options)
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
-        if not self.takes_turn(options):
-            choices = replace(choices, lock=False, resync_first=False)
-        wait_for_database(connection, patience=choices.wait_for_database, tell=self._tell_waiting)
-        with (
-            self._turn(connection, choices),
-            self._healing(choices, connection.alias),
-            lock_timeout(
-                connection,
-                choices.lock_timeout,
-                patience=choices.lock_patience,
-                retry_python=choices.retry_python,
-                tell=lambda wait: self.stderr.write(f"safemigrate: {wait}"),
-            ),
-        ):
-            return self.migrate.execute(*args, **options)
+        if not self.takes_lock(options):
+            choices = replace(choices, lock=False)
+        with ending_on_signals(connection):
+            wait_for_database(
+                connection, patience=choices.wait_for_database, tell=self._tell_waiting
+            )
+            with (
+                self._locked(connection, choices),
+                self._healing(choices),
+                lock_timeout(
+                    connection,
+                    choices.lock_timeout,
+                    patience=choices.lock_patience,
+                    retry_python=choices.retry_python,
+                    tell=self._tell_lock_wait,
+                ),
+                explaining_unrecorded(connection, self._tell_note),
+            ):
+                return self.migrate.execute(*args, **options)
 
     @contextmanager
-    def _turn(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
+    def _locked(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
         if not choices.lock:
             yield
             return
-        mine = Turn(taken=False)
+        mine = MigrationLock(taken=False)
         try:
-            with turn(connection, patience=choices.lock_wait, tell=self._tell_waiting) as mine:
+            with (
+                migration_lock(
+                    connection,
+                    patience=choices.lock_wait,
+                    tell=self._tell_waiting,
+                    watches_at_once=False,
+                ) as mine,
+                checking_lock(self.migrate, connection, mine, self._tell_note),
+            ):
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
         finally:
             if mine.lost:
-                self.stderr.write(
-                    "The connection that held this run's turn was lost on the way: another run "
-                    "may have migrated at the same time."
+                self._tell_note(
+                    "The migration lock was lost on the way: another run may have migrated at "
+                    "the same time."
                 )
 
     @contextmanager
-    def _healing(self, choices: _Choices, using: str) -> Iterator[None]:
+    def _healing(self, choices: _Choices) -> Iterator[None]:
         is_nested = _is_running.get()
         running = _is_running.set(True)
-        tell = None if is_nested else self._tell
-        first, report = Report(), Report()
+        report = Report(tell=None if is_nested else self._tell)
+        if self.verbosity >= 1:
+            report.log_level = logging.DEBUG
         try:
-            if choices.resync_first:
-                first = resync_first(using, heal=choices.heal, tell=tell)
-            with healing(max_retries=choices.max_retries, heal=choices.heal, tell=tell) as report:
+            with healing_migrate(report, max_retries=choices.max_retries, heal=choices.heal):
                 yield
         finally:
             _is_running.reset(running)
-            resyncs = [*first.resyncs, *report.resyncs]
-            if resyncs and self.verbosity >= 1 and not is_nested:
-                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(resyncs)))
+            if report.resyncs and self.verbosity >= 1 and not is_nested:
+                self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report.resyncs)))
 
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:
@@ -316,12 +309,20 @@ class Command(BaseCommand):
         if isinstance(event, Resync):
             if self.verbosity >= 1:
                 self.lines.tell_line(f"  {event}")
-        elif self.verbosity >= 1 or event.is_fatal:
-            self.stderr.write(f"safemigrate: {event}")
+        elif event.is_fatal or self.verbosity >= (2 if event.is_expected else 1):
+            self._tell_note(str(event))
+
+    def _tell_lock_wait(self, wait: LockWait) -> None:
+        if self.verbosity >= 1:
+            self._tell_note(str(wait))
+
+    def _tell_note(self, text: str) -> None:
+        self.stderr.write(f"safemigrate: {text}")
 
 
 def _summary(resyncs: list[Resync]) -> str:
-    repeats = sum(each.repeated for each in resyncs)
-    sequences = "sequence was" if len(resyncs) == 1 else "sequences were"
-    statements = "statement" if repeats == 1 else "statements"
-    return f"{len(resyncs)} {sequences} behind and resynced; {repeats} {statements} repeated."
+    count = len({(each.using, each.schema, each.sequence) for each in resyncs})
+    retries = sum(each.retried for each in resyncs)
+    sequences = "sequence was" if count == 1 else "sequences were"
+    statements = "statement" if retries == 1 else "statements"
+    return f"{count} {sequences} behind and resynced; {retries} {statements} retried."

@@ -133,23 +133,21 @@ class Project:
     contrib: str = "all"
     shapes: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
-    # Something may draw from a sequence that no statement's text names.
-    is_indirect: bool = False
     # A migration sets a sequence back, or starts it over.
     sets_back: bool = False
     # A migration writes keys of its own choice, and so puts sequences behind by itself.
     names_keys: bool = False
-    # A migration takes back what it wrote, to a savepoint.
-    takes_back: bool = False
 
     @property
-    def is_exact(self) -> bool:
-        """Tell whether the keys, too, must be the same on both twins.
+    def harms_itself(self) -> bool:
+        """Tell whether migrations put sequences behind on every database."""
+        return self.names_keys or self.sets_back
 
-        The oracle may have moved a sequence past keys that were taken back; nobody else has.
-        """
-        harms_itself = self.names_keys or self.sets_back
-        return not (self.is_indirect or (harms_itself and self.takes_back))
+    @property
+    def ignores_conflicts(self) -> bool:
+        """Tell whether a collision may be silent, or overwrite a row."""
+        source = repr(self)
+        return any(each in source for each in ("ON CONFLICT", "ignore_conflicts", ".add("))
 
     def __repr__(self) -> str:
         files = "".join(
@@ -452,7 +450,7 @@ class _Author:
         )
 
     def writes_to(self, target: Model) -> None:
-        self.result.is_indirect = target.is_written_to = True
+        target.is_written_to = True
 
     def function(self) -> None:
         if model := self.model():
@@ -519,7 +517,6 @@ class _Author:
         if model.functions and self.chance(60):
             return f"SELECT {self.pick(model.functions)}('{one}')"
         if self.step.atomic and self.chance(10):
-            self.result.is_indirect = True
             return f"DO $$ BEGIN INSERT INTO {table} (label) VALUES ('{one}'); END $$"
         form = self.pick(forms)
         self.result.names_keys |= any(each in form for each in NAMES_KEYS)
@@ -732,7 +729,6 @@ class _Author:
 
     def given_up(self, model: Model, get: str) -> None:
         """Write something and take it back."""
-        self.result.takes_back = True
         self.say("with transaction.atomic():")
         self.depth += 1
         self.say("sid = getattr(transaction, 'savepoint_create', transaction.savepoint)()")
@@ -743,7 +739,6 @@ class _Author:
         self.depth -= 1
 
     def caught(self, model: Model, get: str) -> None:
-        self.result.takes_back = True
         self.say("try:", "    with transaction.atomic():")
         self.depth += 1
         self.inside()

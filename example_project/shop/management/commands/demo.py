@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
 from shop import story
+from shop.ours import add_this_database, only_ours, where
 from shop.scratch import ScratchError, create, inside, scratch_databases
 from shop.sequences import Sequence, sequences
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 STAGE = "safemigrate_demo"
 START = "safemigrate_demo_start"
@@ -16,11 +20,13 @@ START = "safemigrate_demo_start"
 class Command(BaseCommand):
     help = f"Tells the story of a deploy on a database of its own, {STAGE}, and drops it again."
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        if connection.vendor != "postgresql":
-            raise CommandError(
-                "Only PostgreSQL has sequences that fall behind: give a postgres:// DATABASE_URL."
-            )
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_this_database(parser)
+
+    def handle(self, *, this_database: bool, **options: Any) -> None:
+        if not this_database:
+            only_ours(connection, hint=f"To use its server for {STAGE}, add --this-database.")
+        self.stdout.write(f"{where(connection)}; the demo makes and drops {STAGE}.")
         try:
             with scratch_databases(connection, STAGE, START):
                 self.prepare()

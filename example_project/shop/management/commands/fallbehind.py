@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
+from shop.ours import add_this_database, only_ours, where
 from shop.sequences import Sequence, sequences, set_back
 
 if TYPE_CHECKING:
@@ -19,10 +20,21 @@ class Command(BaseCommand):
             "tables", metavar="TABLE", nargs="*", help="A table, such as shop_order."
         )
         parser.add_argument("--all", action="store_true", help="Every table that has a sequence.")
+        add_this_database(parser)
 
-    def handle(self, *, tables: list[str], all: bool, **options: Any) -> None:  # noqa: A002 - the option's name
+    def handle(
+        self,
+        *,
+        tables: list[str],
+        all: bool,  # noqa: A002 - the option's name
+        this_database: bool,
+        **options: Any,
+    ) -> None:
         if all == bool(tables):
             raise CommandError("Name the tables whose sequences are to fall behind, or give --all.")
+        if not this_database:
+            only_ours(connection, hint="If you mean it, add --this-database.")
+        self.stdout.write(f"{where(connection)}:")
         for sequence in _chosen(tables):
             set_back(connection, sequence)
             self.stdout.write(f"  {_describe(sequence)}")

@@ -32,9 +32,9 @@ class Command(safemigrate.Command):
         """What a check of Django 5.2 and later compares with that of ``makemigrations``."""
         return self.migrate.autodetector  # type: ignore[attr-defined]
 
-    def takes_turn(self, options: dict[str, Any]) -> bool:
-        """Take no turn where tests run: nobody else migrates the databases that they make."""
-        return super().takes_turn(options) and not is_testing()
+    def takes_lock(self, options: dict[str, Any]) -> bool:
+        """Take no lock where tests run: nobody else migrates the databases that they make."""
+        return super().takes_lock(options) and not is_testing()
 
 
 def is_testing() -> bool:

@@ -1,0 +1,200 @@
+"""Let PostgreSQL's own parser judge what safemigrate reads of a statement's text.
+
+    python proofs/statements.py [--examples 20000]
+
+The texts are PostgreSQL's regression tests, as pglast's source release carries them, sqlglot's
+fixtures, whatever files of statements are named with ``--log``, and texts made at random. Of
+each, alone and joined to its neighbour, ``sqltext.words_of_one_statement`` must not take several
+statements for one; and ``heal.statements.read``, where it is there, must name the tables and
+columns that the parser finds. Prints the counts; the exit status is 0 if nothing disagrees. Needs
+the extra ``proofs``; what it downloads is kept in a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pglast import ast, parse_sql, split
+from pglast.parser import ParseError
+from pglast.visitors import Visitor
+
+from safemigrate.heal import statements
+from safemigrate.sqltext import words_of_one_statement
+from tests.support.environments import CACHE, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECES = [
+    *("COMMIT", "BEGIN", "SELECT", "1", "a", "U&", "e", "E", "x", "$", "$$", "$t$", "$1", "é"),
+    *("'", "''", '"', '""', "\\", "\\'", "--", "/*", "*/", "\n", "\r", ";", " ", "(", ")", "%s"),
+    *("INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "\0", "\u00a0", "\f"),
+]
+
+Target = tuple[str, str, frozenset[str] | None]
+
+
+class Targets(Visitor):  # type: ignore[misc]
+    """Collects the tables and columns that INSERT and UPDATE name, at the top and in CTEs."""
+
+    def __init__(self) -> None:
+        self.found: set[Target] = set()
+
+    def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - pglast's
+        columns = frozenset(each.name for each in node.cols) if node.cols else None
+        self.found.add(("insert", node.relation.relname, columns))
+
+    def visit_UpdateStmt(self, _: object, node: ast.UpdateStmt) -> None:  # noqa: N802 - pglast's
+        columns = frozenset(each.name for each in node.targetList)
+        self.found.add(("update", node.relation.relname, columns))
+
+
+def by_the_parser(sql: str) -> set[Target]:
+    targets = Targets()
+    for raw in parse_sql(sql):
+        if isinstance(raw.stmt, ast.InsertStmt | ast.UpdateStmt | ast.SelectStmt | ast.DeleteStmt):
+            targets(raw)
+    return targets.found
+
+
+def by_reading(sql: str) -> set[Target]:
+    heads = statements.read(sql)
+    return {
+        (kind, each.name, each.columns)
+        for kind, writes in (("insert", heads.inserts), ("update", heads.updates))
+        for each in writes
+    }
+
+
+def from_regression_tests() -> Iterator[str]:
+    """Give PostgreSQL's regression statements; psql's own commands are no SQL."""
+    for path in sorted(_source("pglast").glob("libpg_query/test/sql/**/*.sql")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("\\"))
+        try:
+            yield from split(text)
+        except ParseError:
+            yield from _by_semicolons(text)
+
+
+def _by_semicolons(text: str) -> Iterator[str]:
+    """Split a file that isn't SQL from end to end; each piece is judged as it is."""
+    yield from text.split(";\n")
+
+
+def from_sqlglot() -> Iterator[str]:
+    for path in sorted(_source("sqlglot").glob("tests/fixtures/**/*.sql")):
+        text = path.read_text(encoding="utf-8")
+        yield from _by_semicolons(text)
+        yield from text.splitlines()
+
+
+def from_logs(paths: list[Path]) -> Iterator[str]:
+    """Give statements that somebody sent, one a record, NUL between them."""
+    for path in paths:
+        yield from path.read_text(encoding="utf-8").split("\0")
+
+
+def _source(package: str) -> Path:
+    folder = CACHE / f"source-of-{package}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as download:
+            options = ["-q", "--no-binary", ":all:", "--no-deps", "--dest", download, package]
+            subprocess.run([sys.executable, "-m", "pip", "download", *options], check=True)
+            (archive,) = Path(download).glob("*.tar.gz")
+            unpack(archive, folder)
+    return folder
+
+
+def made(examples: int, seed: int) -> Iterator[str]:
+    """Give texts of what a lexer can stumble over."""
+    chance = random.Random(seed)
+    for _ in range(examples):
+        pieces = chance.choices(PIECES, k=chance.randint(1, 14))
+        yield "".join(pieces)
+        yield "SELECT 1 " + "".join(pieces) + "; COMMIT"
+
+
+def covers(read: Target, written: Target) -> bool:
+    """Tell whether what was read names all that is written; fields of composites may be added."""
+    *table, columns = read
+    *same_table, wanted = written
+    return table == same_table and (columns is None or (wanted is not None and columns >= wanted))
+
+
+class Judge:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.disagreements: list[str] = []
+        self.missed: list[str] = []
+
+    def judge(self, sql: str) -> None:
+        self.counts["texts"] += 1
+        try:
+            number = len(parse_sql(sql))
+        except (ParseError, ValueError, RecursionError):
+            self.counts["not SQL to the parser"] += 1
+            return
+        taken_for_one = words_of_one_statement(sql) is not None
+        self.counts["several" if number > 1 else "one" if number else "none"] += 1
+        if number > 1 and taken_for_one:
+            self.disagreements.append(f"{number} statements, taken for one: {sql!r}")
+        if number == 1 and not taken_for_one:
+            self.counts["one, taken for several (harmless)"] += 1
+        if number == 1:
+            self.compare_targets(sql)
+
+    def compare_targets(self, sql: str) -> None:
+        """Count what was read too much, which costs a check; tell what was missed."""
+        expected, found = by_the_parser(sql), by_reading(sql)
+        self.counts["tables written"] += len(expected)
+        self.counts["read too much (harmless)"] += bool(found - expected)
+        if missed := {each for each in expected if not any(covers(read, each) for read in found)}:
+            self.counts["missed"] += 1
+            self.missed.append(f"{missed}, but read {found or None}: {sql!r}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, nargs="*", default=[])
+    choices = parser.parse_args()
+    wrong = 0
+    for name, texts in {
+        "PostgreSQL's regression tests": list(from_regression_tests()),
+        "sqlglot's fixtures": list(from_sqlglot()),
+        "logged": list(from_logs(choices.log)),
+    }.items():
+        judge = Judge()
+        for text in texts:
+            judge.judge(text)
+        for first, second in pairwise(texts):
+            judge.judge(f"{first}; {second}")
+        wrong += tell(name, judge)
+    judge = Judge()
+    for text in made(choices.examples, choices.seed):
+        judge.judge(text)
+    wrong += tell("made at random", judge)
+    return 1 if wrong else 0
+
+
+def tell(name: str, judge: Judge) -> int:
+    print(f"{name}: {dict(judge.counts)}; {len(judge.disagreements)} disagreements")
+    for each in [*judge.disagreements[:20], *judge.missed[:20]]:
+        print(f"  {each[:400]}")
+    return len(judge.disagreements) + len(judge.missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Which tables the run has disturbed, so that their next INSERT needs a check of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .statements import Write
+
+
+@dataclass
+class _Table:
+    # The columns that statements have given; None once that may be all of them.
+    given: frozenset[str] | None = frozenset()
+    # The columns that a sequence feeds, as far as the last check has told.
+    fed: frozenset[str] | None = None
+    # How many values the sequence can give until it meets a key; None for no end in sight.
+    free: int | None = 0
+    is_unchecked: bool = False
+
+    def is_disturbed_for(self, insert: Write) -> bool:
+        """Tell whether ``insert`` leaves out a column that the run has given."""
+        if self.is_unchecked:
+            return True
+        if insert.columns is None or (self.free is None or self.free > 0):
+            return False
+        return self.given is None or not self.given <= insert.columns
+
+    def give(self, columns: frozenset[str] | None) -> None:
+        self.given = None if columns is None or self.given is None else self.given | columns
+        if columns is None or self.fed is None or columns & self.fed:
+            self.free = 0
+
+    def draw(self, count: int | None) -> None:
+        if self.free is not None:
+            self.free = max(0, self.free - count) if count is not None else 0
+
+
+@dataclass
+class Disturbed:
+    """What the statements of one connection have given, by the tables' own names."""
+
+    _tables: dict[str, _Table] = field(default_factory=dict)
+
+    def mark_unchecked(self, names: Iterable[str]) -> None:
+        """Remember tables whose sequences the sweep could not check."""
+        for name in names:
+            self._tables.setdefault(name, _Table()).is_unchecked = True
+
+    def is_unchecked(self, insert: Write) -> bool:
+        return self._tables[insert.name].is_unchecked
+
+    def needs_recheck(self, insert: Write) -> bool:
+        """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
+        table = self._tables.get(insert.name)
+        return table is not None and table.is_disturbed_for(insert)
+
+    def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
+        """Remember what a check found: the columns that are fed, and how many draws are free."""
+        table = self._tables[insert.name]
+        table.fed, table.free, table.is_unchecked = fed, free, False
+
+    def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
+        """Remember what a statement gave; ``count`` is how many rows it inserted, if known."""
+        for insert in inserts:
+            table = self._tables.setdefault(insert.name, _Table())
+            table.draw(count)
+            table.give(insert.columns)
+        for update in updates:
+            self._tables.setdefault(update.name, _Table()).give(update.columns)

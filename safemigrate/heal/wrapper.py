@@ -1,0 +1,162 @@
+"""The execute wrapper of one connection: sweep first, recheck the disturbed, retry the failed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error, IntegrityError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+from safemigrate import driver
+from safemigrate.report import Audience
+from safemigrate.sequences.resync import recheck
+from safemigrate.sequences.sweep import current_schemas, sweep
+
+from .collisions import Judge, why_not_retried
+from .disturbed import Disturbed
+from .statements import UNREAD, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from .statements import Heads, Write
+
+    Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+
+class Wrapper:
+    """What stands between the statements of one connection and the server."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, *, retries: int, move: bool) -> None:
+        self.connection = connection
+        self.audience = Audience(connection.alias)
+        self._retries = retries
+        self._move = move
+        self._judge = Judge(connection, self.audience, move=move)
+        self._disturbed = Disturbed()
+        self._swept: set[str] = set()
+
+    def __call__(
+        self,
+        execute: Execute,
+        sql: Any,
+        params: Any,
+        many: bool,  # noqa: FBT001 - as Django calls it
+        context: dict[str, Any],
+    ) -> Any:
+        heads = read(sql) if isinstance(sql, str) else self._read(sql)
+        if heads.may_insert:
+            self._prepare(heads)
+        try:
+            result = execute(sql, params, many, context)
+        except IntegrityError as error:
+            failure = error
+        else:
+            if heads.inserts or heads.updates:
+                count = None if many else context["cursor"].rowcount
+                self._disturbed.learn(heads.inserts, heads.updates, count)
+            return result
+        failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
+        if driver.transaction_status(self.connection) != driver.IDLE:
+            raise failure
+        return self._retry(failure, partial(execute, sql, params, many, context), sql, many=many)
+
+    def _read(self, sql: Any) -> Heads:
+        try:
+            return read(driver.text_of(sql, self.connection))
+        except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
+            return UNREAD
+
+    # Before a statement.
+
+    def _prepare(self, heads: Heads) -> None:
+        self.sweep()
+        for insert in heads.inserts:
+            if self._disturbed.needs_recheck(insert):
+                self._recheck(insert)
+
+    def _schema(self) -> str:
+        """Name the tenant that django-tenants, or a package like it, is migrating now."""
+        return getattr(self.connection, "schema_name", None) or ""
+
+    def sweep(self) -> None:
+        """Check every sequence, once for each tenant, and resync those that are behind."""
+        if self._schema() in self._swept:
+            return
+        with self._contained("the sequences could not be checked"):
+            self.connection.ensure_connection()
+            if not self._can_send():
+                return
+            self._swept.add(self._schema())
+            schemas = current_schemas(self.connection) if self._schema() else None
+            for findings in sweep(self.connection, schemas=schemas, move=self._move):
+                for finding in findings:
+                    self.audience.tell_of(finding, is_expected=self._move)
+                    if finding.status == "unknown":
+                        self._disturbed.mark_unchecked(key.table for key in finding.sequence.keys)
+
+    def _recheck(self, insert: Write) -> None:
+        if not (self._move and self._can_send()):
+            return
+        with self._contained(f"{insert.table} could not be checked"):
+            found = recheck(
+                self.connection,
+                insert.table,
+                is_unchecked=self._disturbed.is_unchecked(insert),
+                move=True,
+            )
+            fed = found.columns if found else frozenset()
+            self._disturbed.settle(insert, fed, found.free if found else None)
+            for finding in found.findings if found else ():
+                self.audience.tell_of(finding)
+
+    def _can_send(self) -> bool:
+        """Tell whether a statement of ours would be heard, and would not be in the way."""
+        return not driver.is_closed(self.connection) and driver.transaction_status(
+            self.connection
+        ) in (driver.IDLE, driver.IN_TRANSACTION)
+
+    @contextmanager
+    def _contained(self, what: str) -> Iterator[None]:
+        """Let no failure of ours become the run's: it goes on as ``migrate``."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the run goes on, with a note
+            if isinstance(error, Error) and driver.is_closed(self.connection):
+                return  # the statement itself will say so
+            self.audience.note(f"{what[:1].upper()}{what[1:]}: {str(error).strip()}")
+
+    # After one that failed in autocommit.
+
+    def _retry(
+        self, failure: IntegrityError, send: Callable[[], Any], sql: Any, *, many: bool
+    ) -> Any:
+        refusal = why_not_retried(sql, self.connection, many=many, retries=self._retries)
+        if not self._judge.heals(failure, refusal=refusal) or refusal:
+            raise failure
+
+        def send_again() -> Any:
+            # A text that was misread, and is several statements, fails as a whole.
+            with driver.transaction(self.connection):
+                return send()
+
+        retrying = Retrying(
+            retry=retry_if_exception(self._judge.heals),
+            stop=stop_after_attempt(self._retries),
+            reraise=True,
+        )
+        with suppress(Error):
+            return retrying(send_again)
+        raise failure
+
+    # At the end of the run.
+
+    def conclude(self, leaving: BaseException) -> None:
+        """Say what is known of the error that the run ends with, and resync what caused it."""
+        with self._contained("the failed constraint could not be checked"):
+            self._judge.explain(leaving)
+        self.audience.tell_why(leaving)

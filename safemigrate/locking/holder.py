@@ -1,0 +1,159 @@
+"""Who holds the migration lock, as far as the server shows it, and what to do about that."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safemigrate.driver import Cursor
+
+NAME_LENGTH = 63
+NAME = re.compile(
+    r"safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)", re.ASCII
+)
+
+# Of other roles' sessions everyone is shown the role and the application's name, and no more. The
+# name could be anybody's, and the number of a pooler's making: the backend is in our database.
+WHO_HOLDS_IT = """
+SELECT session.pid,
+       session.usename AS role,
+       session.application_name AS name,
+       pg_catalog.host(session.client_addr) AS client,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - session.xact_start)::pg_catalog.float8
+           AS age,
+       worker.pid AS worker,
+       worker.state,
+       worker.query,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - worker.query_start)::pg_catalog.float8
+           AS duration
+  FROM pg_catalog.pg_locks AS lock
+  JOIN pg_catalog.pg_database AS here
+    ON here.oid = lock.database AND here.datname = pg_catalog.current_database()
+  JOIN pg_catalog.pg_stat_activity AS session
+    ON session.pid = lock.pid
+  LEFT JOIN pg_catalog.pg_stat_activity AS worker
+    ON worker.datid = lock.database
+   AND worker.pid::pg_catalog.text = pg_catalog.split_part(session.application_name, ' ', 3)
+ WHERE lock.locktype = 'advisory'
+   AND lock.granted
+   AND lock.objsubid = 2
+   AND lock.classid::pg_catalog.int8 = %s
+   AND lock.objid::pg_catalog.int8 = %s
+"""
+
+# The verb, and a table where it comes next: no more of a statement, for the rest may be secret.
+HEAD = re.compile(
+    r"""
+    (?:INSERT\s+INTO | UPDATE | DELETE\s+FROM | (?:ALTER|CREATE|DROP|TRUNCATE)\s+TABLE)
+        (?:\s+ONLY | \s+IF\s+(?:NOT\s+)?EXISTS)*
+        \s+(?P<table>(?:"[^"']+"|\w+)(?:\.(?:"[^"']+"|\w+))?)
+    | [a-z]+ (?:\s+(?:UNIQUE\s+)?INDEX(?:\s+CONCURRENTLY)?\b | \s+CONSTRAINTS\b)?
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A session that holds the migration lock; ``token`` is empty where it is no run of ours.
+
+    ``worker`` is the backend that migrates for it, None where this role or a pooler hides it.
+    """
+
+    pid: int | None = None
+    role: str = ""
+    name: str = ""
+    token: str = ""
+    host: str = ""
+    since: datetime | None = None
+    worker: int | None = None
+    running: str = ""
+
+    @property
+    def process(self) -> str:
+        return self.token.partition("_")[0]
+
+    def advice(self) -> str:
+        """Say how to end the run: its lock's own session must outlive the one that migrates."""
+        if not self.token:
+            return "Find out what that session is for, and have it ended."
+        if self.worker:
+            return (
+                "If that run hangs, end the session that migrates "
+                f"(SELECT pg_terminate_backend({self.worker}))."
+            )
+        return f"If that run hangs, end process {self.process} on {self._host()}."
+
+    def _host(self) -> str:
+        return self.host or "its host"
+
+    def __str__(self) -> str:
+        return printable(self._run() if self.token else self._session())
+
+    def _run(self) -> str:
+        since = f", since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        running = f", now {self.running}" if self.running else ""
+        return f"process {self.process} on {self._host()}{since}{running}"
+
+    def _session(self) -> str:
+        if self.pid is None:
+            return "a session that has ended since"
+        return (
+            f'session {self.pid} of role "{self.role}" (application_name "{self.name}"), which is '
+            "no run of safemigrate"
+        )
+
+
+def name_of_run(token: str, backend: int) -> str:
+    """Return an application_name that tells the others who holds the migration lock."""
+    name = f"safemigrate {token} {backend} "
+    return name + hostname()[len(name) - NAME_LENGTH :]
+
+
+def hostname() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
+def holder_of(cursor: Cursor, key: tuple[int, int]) -> Holder:
+    """Ask who holds the advisory lock of these two numbers."""
+    row = cursor.row(WHO_HOLDS_IT, [key[0], key[1] % 2**32])
+    if row is None:
+        return Holder()
+    name = NAME.fullmatch(row.name or "")
+    if name is None:
+        return Holder(pid=row.pid, role=row.role or "", name=row.name or "")
+    since = datetime.now(timezone.utc) - timedelta(seconds=row.age) if row.age is not None else None
+    return Holder(
+        pid=row.pid,
+        role=row.role or "",
+        name=row.name,
+        token=name["token"],
+        host=name["host"] or row.client or "",
+        since=since,
+        worker=row.worker,
+        running=_running(row),
+    )
+
+
+def _running(row: Any) -> str:
+    if row.state != "active":
+        return row.state or ""
+    return f"running for {row.duration or 0:.0f} s: {head(row.query)}"
+
+
+def head(sql: str) -> str:
+    """Return the verb of a statement and its table, without anything that could be a value."""
+    found = HEAD.match(sql.strip())
+    return " ".join(found[0].split()) if found else "a statement"
+
+
+def printable(text: str) -> str:
+    """Return what any terminal and any encoding of stdout can show."""
+    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)
+
+
+_CONTROLS = dict.fromkeys([*range(32), 127], "?")

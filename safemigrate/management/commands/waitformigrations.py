@@ -1,0 +1,195 @@
+"""Wait until another process has applied every migration that this code has."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+)
+from django.db.migrations.loader import MigrationLoader
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_random,
+)
+
+from safemigrate.driver import sqlstate
+from safemigrate.locking.wait import LONGEST_ATTEMPT, Telling, first_line, twin, within
+from safemigrate.management.commands.safemigrate import whole_number
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from tenacity import RetryCallState
+
+Key = tuple[str, str]
+
+UNDEFINED_TABLE = "42P01"
+# Not qualified: the search path decides whose table it is, as it does for migrate.
+APPLIED = "SELECT app, name FROM django_migrations"
+
+
+def seconds(value: object) -> float:
+    """Convert an option's value to a number of seconds above 0; raises ArgumentTypeError."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return number
+
+
+class Wanted:
+    """The migrations that the code has, read from disk once."""
+
+    def __init__(self) -> None:
+        loader = MigrationLoader(None)
+        self.keys: list[Key] = sorted(loader.graph.nodes)
+        self._replaces: dict[Key, list[Key]] = {
+            key: [(app, name) for app, name in migration.replaces]
+            for key, migration in loader.disk_migrations.items()
+        }
+
+    def missing(self, applied: set[Key]) -> list[Key]:
+        """Return those that are not applied, in the order of their names."""
+        return [key for key in self.keys if not self._is_applied(key, applied)]
+
+    def _is_applied(self, key: Key, applied: set[Key]) -> bool:
+        # Migrate records a squashed migration only after the last of those that it replaces.
+        replaced = self._replaces.get(key)
+        return key in applied or (
+            bool(replaced) and all(self._is_applied(each, applied) for each in replaced or ())
+        )
+
+
+class Applied:
+    """Asks one connection of its own, which is opened again when it breaks."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = twin(connection)
+        if connection.vendor == "postgresql":
+            # Where a firewall drops packets, one attempt would outlast any patience.
+            self._connection.settings_dict["OPTIONS"].setdefault("connect_timeout", LONGEST_ATTEMPT)
+
+    def read(self) -> set[Key]:
+        """Return the recorded migrations, none where the table does not exist yet."""
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(APPLIED)
+                return set(cursor.fetchall())
+        except ProgrammingError as error:
+            if sqlstate(error) == UNDEFINED_TABLE:
+                return set()
+            raise
+        except (OperationalError, InterfaceError):
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Command(BaseCommand):
+    help = (
+        "Waits until every migration of this code has been applied by another process, and "
+        "applies none itself. Exits with 1, and lists what is missing, when time is over."
+    )
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            help='The database to ask. Default: "default".',
+        )
+        parser.add_argument(
+            "--timeout",
+            type=whole_number,
+            default=600,
+            metavar="SECONDS",
+            help="Give up after so many seconds; 0 asks once. Default: 600.",
+        )
+        parser.add_argument(
+            "--interval",
+            type=seconds,
+            default=2.0,
+            metavar="SECONDS",
+            help="Ask about every so many seconds. Default: 2.",
+        )
+
+    def handle(
+        self, *args: Any, database: str, timeout: int, interval: float, **options: Any
+    ) -> None:
+        if database not in connections:
+            raise CommandError(
+                f"There is no database {database!r} in the settings, only {', '.join(connections)}."
+            )
+        self.verbosity = options["verbosity"]
+        self.alias = database
+        self.timeout = timeout
+        wanted = Wanted()
+        applied = Applied(connections[database])
+        try:
+            self._retrying(interval)(lambda: wanted.missing(applied.read()))
+        finally:
+            applied.close()
+        self._tell(f'All {len(wanted.keys)} migrations are applied on database "{database}".')
+
+    def _retrying(self, interval: float) -> Retrying:
+        # A fleet that starts at once does not ask at once.
+        wait = wait_random(0.8 * interval, 1.2 * interval)
+        return Retrying(
+            retry=retry_if_result(bool)
+            | retry_if_exception_type((OperationalError, InterfaceError)),
+            stop=stop_after_delay(self.timeout),
+            wait=within(self.timeout, wait),
+            before_sleep=Telling(self._tell, self._sentence),
+            retry_error_callback=self._give_up,
+        )
+
+    def _sentence(self, state: RetryCallState) -> str:
+        return f"Waiting up to {self.timeout} s for {self._reason(state)}"
+
+    def _reason(self, state: RetryCallState) -> str:
+        on = f'database "{self.alias}"'
+        if error := _error(state):
+            return f"{on}: {first_line(error)}"
+        missing = _missing(state)
+        first = ".".join(missing[0])
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return f"migrations on {on}: {first}{more}"
+
+    def _give_up(self, state: RetryCallState) -> None:
+        if error := _error(state):
+            raise CommandError(
+                f'Gave up after {self.timeout} s: database "{self.alias}": {first_line(error)}'
+            ) from error
+        missing = _missing(state)
+        raise CommandError(
+            f"Gave up after {self.timeout} s: {len(missing)} of the migrations on database "
+            f'"{self.alias}" are not applied:\n'
+            + "\n".join(f"  {app}.{name}" for app, name in missing)
+        )
+
+    def _tell(self, text: str) -> None:
+        if self.verbosity >= 1:
+            self.stdout.write(text)
+            self.stdout.flush()
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _missing(state: RetryCallState) -> list[Key]:
+    missing: list[Key] = state.outcome.result() if state.outcome else []
+    return missing

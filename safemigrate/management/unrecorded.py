@@ -1,0 +1,102 @@
+"""Recognise a migration that an earlier run committed and then failed to record.
+
+With deferred SQL (a foreign key, an index) Django commits a migration's tables first and inserts
+its row into ``django_migrations`` afterwards. If that INSERT fails, the next run meets its own
+tables: ``relation "…" already exists``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.db import DEFAULT_DB_ALIAS, ProgrammingError
+from django.db.migrations import AddField, CreateModel
+from django.db.migrations.loader import MigrationLoader
+from django.db.models.signals import pre_migrate
+
+from safemigrate import driver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.migrations import Migration
+    from django.db.migrations.state import StateApps
+
+ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_column
+NOTE = (
+    "The database has every table and column that {migration} adds, but django_migrations has no "
+    "row for it: an earlier run committed the migration and failed before recording it. If its "
+    "other operations are done too, type: python manage.py migrate {app} {name} --fake{database}"
+)
+
+Plan = list[tuple["Migration", bool]]
+
+
+@contextmanager
+def explaining_unrecorded(
+    connection: BaseDatabaseWrapper, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Call ``tell`` with what to type where the block fails on such a migration."""
+    plans: list[Plan] = []
+
+    def remember(using: str, plan: Plan, **kwargs: Any) -> None:
+        if using == connection.alias and not plans:
+            plans.append(plan)
+
+    pre_migrate.connect(remember)
+    try:
+        yield
+    except ProgrammingError as error:
+        if driver.sqlstate(error) in ALREADY_THERE and plans:
+            migration = _unrecorded(connection, plans[0])
+            if migration:
+                tell(_note(migration, connection.alias))
+        raise
+    finally:
+        pre_migrate.disconnect(remember)
+
+
+def _note(migration: Migration, alias: str) -> str:
+    database = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+    return NOTE.format(
+        migration=migration, app=migration.app_label, name=migration.name, database=database
+    )
+
+
+def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:
+    """Return the first migration of ``plan`` not applied, if all that it adds is there."""
+    loader = MigrationLoader(connection)
+    for migration, is_backwards in plan:
+        if is_backwards or (migration.app_label, migration.name) in loader.applied_migrations:
+            continue
+        apps = loader.project_state((migration.app_label, migration.name)).apps
+        added = dict(_added(migration, apps))
+        return migration if added and _is_there(connection, added) else None
+    return None
+
+
+def _added(migration: Migration, apps: StateApps) -> Iterator[tuple[str, set[str]]]:
+    """Yield the tables of a migration's models, with the columns that it adds to them."""
+    for operation in migration.operations:
+        if isinstance(operation, CreateModel):
+            options = apps.get_model(migration.app_label, operation.name)._meta
+            if options.managed and not options.proxy:
+                yield options.db_table, {field.column for field in options.local_concrete_fields}
+        elif isinstance(operation, AddField):
+            options = apps.get_model(migration.app_label, operation.model_name)._meta
+            if column := getattr(options.get_field(operation.name), "column", None):
+                yield options.db_table, {column}
+
+
+def _is_there(connection: BaseDatabaseWrapper, added: dict[str, set[str]]) -> bool:
+    introspection = connection.introspection
+    with connection.cursor() as cursor:
+        tables = introspection.table_names(cursor)
+        return all(
+            table in tables
+            and columns
+            <= {each.name for each in introspection.get_table_description(cursor, table)}
+            for table, columns in added.items()
+        )

@@ -1,0 +1,285 @@
+"""Keys that a run gives itself, and draws beside them that collide with nothing.
+
+On the twin in sync each draw takes its value. A recheck may move a sequence only where the draw
+would have failed: where the column alone is unique, at once, in the table that the row goes to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import IntegrityError, migrations, transaction
+
+from tests.support.databases import execute, rows
+from tests.support.models import create
+from tests.support.project import Law, Project, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+THREE = "INSERT INTO app_other (name) VALUES ('a'), ('b'), ('c');"
+NUMBERED = """
+    CREATE TABLE app_other (
+        id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, number serial, name text {unique}
+    );
+"""
+INVOICES = """
+    CREATE TABLE app_invoice (year int DEFAULT 2026, number serial, {kind} (year, number));
+    INSERT INTO app_invoice SELECT 2025, n FROM generate_series(1, 40) AS n;
+"""
+
+
+def case(name: str, *script: str, setup: str = "", fails: str = "") -> Any:
+    marks = [pytest.mark.xfail(reason=fails)] if fails else []
+    return pytest.param(setup, list(script), id=name.replace(" ", "-"), marks=marks)
+
+
+CASES = [
+    case(
+        "not unique",
+        "INSERT INTO app_other (number, name) VALUES (4, 'given')",
+        "INSERT INTO app_other (name) VALUES ('drawn')",
+        setup=NUMBERED.format(unique="") + THREE,
+    ),
+    case(
+        "indexed and not unique",
+        "INSERT INTO app_other (number, name) VALUES (4, 'given')",
+        "INSERT INTO app_other (name) VALUES ('drawn')",
+        setup=NUMBERED.format(unique="") + "CREATE INDEX ON app_other (number);" + THREE,
+    ),
+    case(
+        "unique with a name",
+        "INSERT INTO app_other (name, number) VALUES ('b', 4)",
+        "INSERT INTO app_other (name) VALUES ('a')",
+        setup=NUMBERED.format(unique=", UNIQUE (name, number)") + THREE,
+    ),
+    case(
+        "taken by another tenant",
+        "INSERT INTO app_other (tenant, id, name) VALUES (2, 7, 'given')",
+        "INSERT INTO app_other (tenant, name) VALUES (1, 'drawn')",
+        setup="""
+            CREATE TABLE app_other (tenant int, id serial, name text, PRIMARY KEY (tenant, id));
+            INSERT INTO app_other (tenant, name) SELECT 1 + n % 2, n FROM generate_series(1, 6) n;
+        """,
+    ),
+    case(
+        "taken in another partition",
+        "INSERT INTO app_part (id, at, name) VALUES (19, 5, 'given')",
+        "INSERT INTO app_part (at, name) VALUES (15, 'drawn')",
+        setup="""
+            CREATE TABLE app_part (id serial, at int, name text, PRIMARY KEY (id, at))
+            PARTITION BY RANGE (at);
+            CREATE TABLE app_part_1 PARTITION OF app_part FOR VALUES FROM (0) TO (10);
+            CREATE TABLE app_part_2 PARTITION OF app_part FOR VALUES FROM (10) TO (20);
+            INSERT INTO app_part (at, name) SELECT n, n FROM generate_series(1, 18) AS n;
+        """,
+    ),
+    case(
+        "taken in an inheriting table",
+        "INSERT INTO app_child (id, name) VALUES (4, 'given')",
+        "INSERT INTO app_other (id, name) VALUES (100, 'given')",
+        "INSERT INTO app_other (name) VALUES ('drawn')",
+        setup="""
+            CREATE TABLE app_other (id serial PRIMARY KEY, name text);
+            CREATE TABLE app_child (PRIMARY KEY (id)) INHERITS (app_other);
+        """
+        + THREE,
+    ),
+    case(
+        "taken in another table of the same sequence",
+        "INSERT INTO app_one (id, name) VALUES (5, 'given')",
+        "INSERT INTO app_two (id, name) VALUES (90, 'given')",
+        "INSERT INTO app_two (name) VALUES ('drawn')",
+        setup="""
+            CREATE SEQUENCE app_keys;
+            CREATE TABLE app_one (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            CREATE TABLE app_two (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            INSERT INTO app_one (name) VALUES ('a'), ('b');
+            INSERT INTO app_two (name) VALUES ('a'), ('b');
+        """,
+    ),
+    case(
+        "taken until the given row has moved",
+        """
+        BEGIN;
+        INSERT INTO app_other (id, name) VALUES (4, 'given')
+        """,
+        "INSERT INTO app_other (name) VALUES ('drawn')",
+        "UPDATE app_other SET id = 100 WHERE name = 'given'; COMMIT",
+        setup="""
+            CREATE TABLE app_other (id serial UNIQUE DEFERRABLE INITIALLY DEFERRED, name text);
+        """
+        + THREE,
+    ),
+    case(
+        "nothing is drawn and the given row is deleted",
+        "INSERT INTO app_item (id, name) VALUES (21, 'probe')",
+        "INSERT INTO app_item (name) SELECT 'x' WHERE false",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+        fails="the recheck moves the sequence for a statement that draws nothing",
+    ),
+    case(
+        "deleted before the draw",
+        "INSERT INTO app_item (id, name) VALUES (21, 'probe')",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
+        "moved before the draw",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "UPDATE app_item SET id = 500 WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('drawn')",
+    ),
+    case(
+        "descending",
+        "INSERT INTO app_other (id, name) VALUES (50, 'given')",
+        "INSERT INTO app_other (name) VALUES ('x'), ('y')",
+        "INSERT INTO app_other (name) VALUES ('z')",
+        setup="""
+            CREATE SEQUENCE app_keys INCREMENT -1 MAXVALUE 100 START 100;
+            CREATE TABLE app_other (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+        """
+        + THREE,
+    ),
+    case(
+        "by tens",
+        "INSERT INTO app_other (id, name) VALUES (34, 'given')",
+        "INSERT INTO app_other (name) VALUES ('x'), ('y')",
+        "INSERT INTO app_other (name) VALUES ('z')",
+        setup="""
+            CREATE SEQUENCE app_keys INCREMENT 10 START 3;
+            CREATE TABLE app_other (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+        """
+        + THREE,
+    ),
+    case(
+        "a trigger that drops the row",
+        "INSERT INTO app_other (name) VALUES ('skip')",
+        "INSERT INTO app_other (id, name) VALUES (7, 'given')",
+        "INSERT INTO app_other (name) VALUES ('skip')",
+        "INSERT INTO app_other (name) VALUES ('x')",
+        setup="CREATE TABLE app_other (id serial PRIMARY KEY, name text);"
+        + THREE
+        + """
+            CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RETURN CASE NEW.name WHEN 'skip' THEN NULL ELSE NEW END; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON app_other FOR EACH ROW EXECUTE FUNCTION drops();
+        """,
+    ),
+]
+
+
+@pytest.fixture
+def filled(project: Project) -> Project:
+    """A project with tables app_item and app_log of twenty rows each."""
+    project.migration(create("Item"), create("Log"))
+    project.migrate()
+    for table in ("app_item", "app_log"):
+        execute(f"INSERT INTO {table} (name) SELECT 'item ' || n FROM generate_series(1, 20) AS n")
+    return project
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
+@pytest.mark.parametrize(("setup", "script"), CASES)
+def test_a_draw_that_collides_with_nothing_takes_its_value(
+    filled: Project, law: Law, setup: str, script: list[Any], atomic: bool
+) -> None:
+    if setup:
+        execute(setup)
+    if atomic:
+        script = [text.replace("BEGIN;", "").replace("; COMMIT", "") for text in script]
+    filled.migration(migrations.RunSQL(script), atomic=atomic)
+
+    assert law.holds(put_back=["nothing"]).error is None
+
+
+@pytest.mark.xfail(reason="the draw that the migration expects to fail succeeds")
+def test_a_loop_that_counts_its_collisions(filled: Project, law: Law) -> None:
+    """As a migration has it whose author has met a sequence that is behind."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        Item, Log = apps.get_model("app.Item"), apps.get_model("app.Log")
+        Item.objects.create(pk=21, name="given")
+        for tries in range(5):
+            try:
+                with transaction.atomic():
+                    Item.objects.create(name="drawn")
+            except IntegrityError:
+                Log.objects.create(name=f"try {tries} failed")
+
+    filled.migration(run_python(fill))
+    assert law.holds(put_back=["nothing"]).error is None
+
+
+# --- numbers that restart on purpose ----------------------------------------------------------
+
+
+def first_number_of_2026(
+    project: Project, law: Law, *script: str, setup: Sequence[str], atomic: bool = True
+) -> Any:
+    for text in setup:
+        execute(text)
+    execute("SELECT setval('app_invoice_number_seq', 1, false)")
+    project.migration(migrations.RunSQL(list(script)), atomic=atomic)
+    assert law.run("safemigrate").error is None
+    return rows("SELECT number FROM app_invoice WHERE year = 2026")
+
+
+DRAW = "INSERT INTO app_invoice (year) VALUES (2026)"
+A_YEAR_BEFORE = "INSERT INTO app_invoice SELECT 2024, n FROM generate_series(1, 30) AS n"
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([], id="plainly"),
+        pytest.param(["INSERT INTO app_invoice VALUES (2025, 41)"], id="beside-a-given-one"),
+        pytest.param(
+            ["UPDATE app_invoice SET number = number + 100 WHERE year = 2024"],
+            id="beside-an-update",
+            marks=pytest.mark.xfail(
+                reason="no number repeats any more, so the recheck takes it for one of all years"
+            ),
+        ),
+        pytest.param(["INSERT INTO app_invoice VALUES (2023, 1), (2023, 2)"], id="beside-a-year"),
+    ],
+)
+def test_a_numbering_restarted_each_year(
+    filled: Project, law: Law, script: list[str], atomic: bool
+) -> None:
+    setup = [INVOICES.format(kind="UNIQUE"), A_YEAR_BEFORE]
+    assert first_number_of_2026(filled, law, *script, DRAW, setup=setup, atomic=atomic) == [(1,)]
+
+
+@pytest.mark.xfail(reason="of one year the data can't tell: the sweep moves it past that year")
+@pytest.mark.parametrize("kind", ["UNIQUE", "PRIMARY KEY"])
+def test_a_numbering_restarted_for_the_first_time(filled: Project, law: Law, kind: str) -> None:
+    setup = [INVOICES.format(kind=kind)]
+    assert first_number_of_2026(filled, law, DRAW, setup=setup) == [(1,)]
+
+
+@pytest.mark.xfail(reason="numbers of two years that don't overlap look like one sequence's")
+def test_a_numbering_whose_years_do_not_overlap(filled: Project, law: Law) -> None:
+    earlier = "INSERT INTO app_invoice SELECT 2024, n FROM generate_series(100, 140) AS n"
+    setup = [INVOICES.format(kind="UNIQUE"), earlier]
+    assert first_number_of_2026(filled, law, DRAW, setup=setup) == [(1,)]
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
+def test_a_number_that_is_unique_while_it_is_open(filled: Project, law: Law, atomic: bool) -> None:
+    execute(
+        "CREATE TABLE app_ticket (number serial, open bool);"
+        "CREATE UNIQUE INDEX ON app_ticket (number) WHERE open;"
+        "INSERT INTO app_ticket SELECT n, false FROM generate_series(1, 40) AS n"
+    )
+    script: Any = [
+        "INSERT INTO app_ticket VALUES (41, false)",
+        "INSERT INTO app_ticket (open) VALUES (true)",
+    ]
+    filled.migration(migrations.RunSQL(script), atomic=atomic)
+
+    assert law.run("safemigrate").error is None
+    assert rows("SELECT number FROM app_ticket WHERE open") == [(1,)]

@@ -1,0 +1,44 @@
+"""What the server is asked to do for the migrating session, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from safemigrate.locking.lock import migration_lock
+from safemigrate.locking.watching import watching
+from tests.support.databases import value
+from tests.support.locks import INTERVAL, quiet, unwatched, watched
+from tests.support.runs import run
+from tests.support.servers import needs
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def test_the_migrating_session_is_watched_for_the_length_of_the_run() -> None:
+    assert value(INTERVAL) == unwatched()
+    with migration_lock(connection, patience=0, tell=quiet):
+        assert value(INTERVAL) == watched()
+        connection.close()
+        assert value(INTERVAL) == watched()
+    assert value(INTERVAL) == unwatched()
+    connection.close()
+    assert value(INTERVAL) == unwatched()
+
+
+def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) -> None:
+    needs(14, "client_connection_check_interval")
+    connection.close()
+    options["options"] = "-c client_connection_check_interval=2000"
+    with watching(connection):
+        assert value(INTERVAL) == "2s"
+    assert value(INTERVAL) == "2s"
+
+
+def test_a_session_that_died_meanwhile_is_no_crash() -> None:
+    with watching(connection):
+        pid = value("SELECT pg_backend_pid()")
+        run(f"connection.cursor().execute('SELECT pg_terminate_backend({pid})')")
+    connection.close()

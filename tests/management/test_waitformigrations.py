@@ -1,0 +1,183 @@
+"""Waiting, in a process that must not migrate, for the one that does."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import ProgrammingError, connection, models
+from django.db import migrations as django_migrations
+from django.test import override_settings
+
+from tests.support.databases import Databases, binding, execute, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.project import Project
+
+LONG = 60
+STEP = django_migrations.CreateModel("Thing", [("id", models.BigAutoField(primary_key=True))])
+OURS = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT app, name FROM django_migrations'"
+
+
+class Output(io.StringIO):
+    """What a command says; tells when it has said something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_said = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        self.has_said.set()
+        return written
+
+
+@contextmanager
+def waiting(**options: Any) -> Iterator[Output]:
+    """Wait in a thread while the block does what is waited for."""
+    said = Output()
+
+    def wait() -> None:
+        call_command("waitformigrations", stdout=said, interval=0.05, timeout=LONG, **options)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(wait)
+        assert said.has_said.wait(LONG)
+        assert not future.done()
+        yield said
+        future.result(LONG)
+
+
+def wait(**options: Any) -> str:
+    out = io.StringIO()
+    call_command("waitformigrations", stdout=out, **options)
+    return out.getvalue()
+
+
+def test_returns_at_once_where_all_are_applied(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.migration(STEP)
+    project.migrate()
+    with override_settings(DEBUG=True), caplog.at_level("DEBUG", "django.db.backends"):
+        said = wait(timeout=0)
+    assert said.endswith('migrations are applied on database "default".\n')
+    assert "Waiting" not in said
+    sent = [record.sql for record in caplog.records if record.name == "django.db.backends"]  # type: ignore[attr-defined]
+    assert sent == ["SELECT app, name FROM django_migrations"]
+
+
+def test_waits_for_the_table_and_the_last_migration(project: Project) -> None:
+    project.migration(STEP)
+    with waiting() as said:
+        project.migrate("contenttypes")
+        project.migrate()
+    first, *_, last = said.getvalue().splitlines()
+    assert first == (
+        'Waiting up to 60 s for migrations on database "default": app.0001_step and 14 more'
+    )
+    assert last == 'All 15 migrations are applied on database "default".'
+
+
+def test_waits_for_a_database_that_comes_later(project: Project, databases: Databases) -> None:
+    project.migrate()
+    connection.close()
+    template = connection.settings_dict["NAME"]
+    name = f"{template}_later"
+    with binding("default", name):
+        with waiting() as said:
+            databases._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        assert f'database "{name}" does not exist' in said.getvalue()
+    databases._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def test_opens_a_broken_connection_again(project: Project) -> None:
+    project.migration(STEP)
+    project.migrate("contenttypes")
+    with waiting():
+        assert value(f"SELECT pg_terminate_backend(pid) FROM ({OURS}) AS ours")
+        project.migrate()
+
+
+def test_asks_over_one_connection_and_closes_it(project: Project) -> None:
+    project.migration(STEP)
+    with waiting():
+        first = value(OURS)
+        project.migrate("contenttypes")
+        assert value(OURS) == first
+        project.migrate()
+    execute("SELECT 1")
+    assert connection.connection is not None
+
+
+def test_lists_what_is_missing_when_time_is_over(project: Project) -> None:
+    project.migration(STEP)
+    project.migration()
+    project.migrate("app", "0001")
+    project.migrate("auth")
+    with pytest.raises(CommandError) as caught:
+        wait(timeout=1, interval=0.05)
+    assert caught.value.returncode == 1
+    assert str(caught.value) == (
+        'Gave up after 1 s: 1 of the migrations on database "default" are not applied:\n'
+        "  app.0002_step"
+    )
+    assert value("SELECT count(*) FROM django_migrations WHERE name = '0002_step'") == 0
+
+
+def test_says_why_when_time_is_over_without_a_database(project: Project) -> None:
+    with (
+        binding("default", "not_there"),
+        pytest.raises(CommandError, match=r'Gave up after 0 s: database "default": .*not_there'),
+    ):
+        wait(timeout=0)
+
+
+def test_is_silent_at_verbosity_0(project: Project) -> None:
+    project.migration(STEP)
+    project.migrate("contenttypes")
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError):
+        call_command(
+            "waitformigrations", timeout=1, interval=0.05, verbosity=0, stdout=out, stderr=err
+        )
+    project.migrate()
+    call_command("waitformigrations", timeout=0, verbosity=0, stdout=out, stderr=err)
+    assert out.getvalue() == err.getvalue() == ""
+
+
+def test_a_squashed_migration_is_applied_with_the_last_that_it_replaces(project: Project) -> None:
+    first = project.migration(STEP)
+    second = project.migration()
+    project.migrate()
+    project.migration(STEP, dependencies=[], replaces=[("app", first), ("app", second)])
+    assert "are applied" in wait(timeout=0)
+    execute("DELETE FROM django_migrations WHERE name = %s", [second])
+    with pytest.raises(CommandError, match=r"app\.0003_step"):
+        wait(timeout=0)
+    execute("UPDATE django_migrations SET name = '0003_step' WHERE name = %s", [first])
+    assert "are applied" in wait(timeout=0)
+
+
+def test_what_waiting_cannot_cure_is_raised_at_once(project: Project) -> None:
+    execute("CREATE TABLE django_migrations (something text)")
+    with pytest.raises(ProgrammingError, match="app"):
+        wait(timeout=LONG)
+
+
+def test_an_unknown_database() -> None:
+    with pytest.raises(CommandError, match="There is no database 'nowhere' in the settings"):
+        wait(database="nowhere")
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])
+def test_an_interval_that_is_none(interval: str) -> None:
+    with pytest.raises(CommandError, match="not a number of seconds above 0"):
+        call_command("waitformigrations", f"--interval={interval}")

@@ -1,0 +1,221 @@
+"""What feeds a key, what is a key at all, and what is asked in the middle of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from django.db import connection
+
+from safemigrate.sequences.resync import recheck, resync_constraint
+from safemigrate.sequences.sweep import sweep
+from tests.support.databases import execute, next_value, value
+
+if TYPE_CHECKING:
+    from safemigrate.sequences.state import Finding
+
+
+def swept(*, move: bool = True) -> dict[str, Finding]:
+    return {str(found.sequence): found for chunk in sweep(connection, move=move) for found in chunk}
+
+
+def statuses() -> dict[str, str]:
+    return {name: finding.status for name, finding in swept().items()}
+
+
+DOMAIN = "CREATE DOMAIN d AS integer DEFAULT nextval('s'); CREATE TABLE t (id d PRIMARY KEY);"
+EXCLUSION = "CREATE TABLE t (id int DEFAULT nextval('s'), EXCLUDE USING btree (id WITH =));"
+EXPRESSION = (
+    "CREATE TABLE t (id int DEFAULT nextval('s')); CREATE UNIQUE INDEX ON t ((id + 0));"
+    "CREATE INDEX ON t (id);"
+)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        DOMAIN,
+        "CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval(('s'::text)::regclass));",
+        "CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval('s'::text));",
+        "CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval('public.s'::text));",
+        EXCLUSION,
+        EXPRESSION,
+        "CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval('s')::bigint::int);",
+        "CREATE DOMAIN e AS bigint; CREATE TABLE t (id e PRIMARY KEY DEFAULT nextval('s')::e);",
+        "CREATE TABLE t (id oid PRIMARY KEY DEFAULT nextval('s')::oid);",
+    ],
+    ids="domain late text late_qualified exclusion expression casts to_domain oid".split(),
+)
+def test_recognised(database: str, sql: str) -> None:
+    execute(f"CREATE SEQUENCE s; {sql} INSERT INTO t VALUES (1), (7)")
+    assert statuses() == {"public.s": "resynced"}
+    assert next_value("s") == 8
+    assert statuses() == {}
+
+
+def test_a_late_bound_name_is_looked_up_as_the_session_does(database: str) -> None:
+    execute(
+        "CREATE SCHEMA a; CREATE SEQUENCE s;"
+        "CREATE TABLE a.t (id bigint PRIMARY KEY DEFAULT nextval(('s'::text)::regclass));"
+        "INSERT INTO a.t VALUES (7)"
+    )
+    assert statuses() == {"public.s": "resynced"}
+
+
+def test_a_late_bound_name_is_not_taken_from_a_schema_that_is_not_current(database: str) -> None:
+    execute(
+        "CREATE SCHEMA a; CREATE SEQUENCE s; CREATE SEQUENCE a.s;"
+        "CREATE TABLE a.t (id bigint PRIMARY KEY DEFAULT nextval(('s'::text)::regclass));"
+        "INSERT INTO a.t VALUES (7)"
+    )
+    assert statuses() == {"public.s": "resynced"}
+    assert value("INSERT INTO a.t DEFAULT VALUES RETURNING id") == 8
+
+
+# What must not be resynced.
+
+
+def test_a_number_that_restarts_is_not_judged(database: str) -> None:
+    execute(
+        "CREATE TABLE t (year int, number serial, UNIQUE (year, number));"
+        "INSERT INTO t (year, number) SELECT 2024 + n / 1000, 1 + n % 1000"
+        " FROM generate_series(0, 1999) AS n"
+    )
+    assert statuses() == {"public.t_number_seq": "exempt"}
+    assert next_value("t_number_seq") == 1
+
+
+def test_a_number_that_restarts_in_a_large_table_is_not_judged(database: str) -> None:
+    """Its repeats are far apart: in a sample of pages few of them meet."""
+    execute(
+        "CREATE TABLE t (year int, number serial, note text, UNIQUE (number, year));"
+        "INSERT INTO t (year, number, note) SELECT 2024 + n / 20000, 1 + n % 20000,"
+        " repeat('x', 200) FROM generate_series(0, 39999) AS n"
+    )
+    assert statuses() == {"public.t_number_seq": "exempt"}
+
+
+def test_a_tenant_s_key_is_healed(database: str) -> None:
+    execute(
+        "CREATE TABLE t (tenant int, id serial, PRIMARY KEY (tenant, id));"
+        "INSERT INTO t SELECT n % 5, n FROM generate_series(1, 500) AS n"
+    )
+    assert statuses() == {"public.t_id_seq": "resynced"}
+    assert next_value("t_id_seq") == 501
+
+
+def test_what_is_unique_among_some_rows_is_not_judged(database: str) -> None:
+    execute(
+        "CREATE TABLE t (id serial, is_gone bool DEFAULT false);"
+        "CREATE UNIQUE INDEX ON t (id) WHERE NOT is_gone; INSERT INTO t (id) VALUES (7)"
+    )
+    assert statuses() == {"public.t_id_seq": "exempt"}
+
+
+# In the middle of a run.
+
+
+def test_a_free_value_is_left(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (20)")
+    found = recheck(connection, "t", is_unchecked=False, move=True)
+    assert found is not None
+    assert (found.free, next_value("t_id_seq")) == (19, 1)
+
+
+def test_a_taken_value_is_passed(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (1), (20)")
+    found = recheck(connection, '"t"', is_unchecked=False, move=True)
+    assert found is not None
+    assert [each.status for each in found.findings] == ["resynced"]
+    assert next_value("t_id_seq") == 21
+
+
+@pytest.mark.parametrize("given", ["NaN", "Infinity"])
+def test_a_key_that_is_no_number(database: str, given: str) -> None:
+    if given != "NaN" and connection.pg_version < 140000:  # type: ignore[attr-defined]
+        pytest.skip("A numeric is finite before PostgreSQL 14")
+    execute(
+        "CREATE SEQUENCE s; CREATE TABLE t (id numeric PRIMARY KEY DEFAULT nextval('s'));"
+        f"INSERT INTO t VALUES ('{given}')"
+    )
+    found = recheck(connection, "t", is_unchecked=False, move=True)
+    assert found is not None
+    assert (found.findings, found.free) == ([], None)
+    execute("INSERT INTO t VALUES (1)")
+    found = recheck(connection, "t", is_unchecked=False, move=True)
+    assert found is not None
+    assert next_value("s") == 2
+    execute("INSERT INTO t VALUES (9)")
+    found = recheck(connection, "t", is_unchecked=False, move=True)
+    assert found is not None
+    assert (found.free, next_value("s")) == (7, 2)
+
+
+def test_through_a_view(database: str) -> None:
+    execute(
+        "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1);"
+        "CREATE VIEW v AS SELECT * FROM t"
+    )
+    found = recheck(connection, "v", is_unchecked=False, move=True)
+    assert found is not None
+    assert next_value("t_id_seq") == 2
+
+
+@pytest.mark.parametrize("table", ["nowhere", '"no where"', "a.b", "plain"])
+def test_nothing_to_recheck(database: str, table: str) -> None:
+    execute("CREATE TABLE plain (id int PRIMARY KEY)")
+    assert recheck(connection, table, is_unchecked=False, move=True) is None
+
+
+@pytest.mark.parametrize("table", ["a.b.c.d", "x.y.z", '"unclosed', "", "#", "a b"])
+def test_a_name_that_is_none(database: str, table: str) -> None:
+    """As text of a statement that was misread: no error that the run would see as ours."""
+    execute("BEGIN")
+    try:
+        assert recheck(connection, table, is_unchecked=False, move=True) is None
+        assert value("SELECT 1") == 1
+    finally:
+        execute("ROLLBACK")
+
+
+def test_a_key_that_a_trigger_fills(database: str) -> None:
+    execute(
+        "CREATE SEQUENCE s; CREATE TABLE t (id int PRIMARY KEY, note text);"
+        "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN NEW.id := nextval(''s''); RETURN NEW; END';"
+        "CREATE TRIGGER fill BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION fill();"
+    )
+    feeding = resync_constraint(connection, "public", "t", "t_pkey", move=True)
+    assert "trigger" in feeding.why_not
+    assert feeding.findings == []
+
+
+@pytest.mark.parametrize("sql", [EXCLUSION, EXPRESSION], ids=["exclusion", "expression"])
+def test_the_constraint_that_was_hit(database: str, sql: str) -> None:
+    execute(f"CREATE SEQUENCE s; {sql} INSERT INTO t VALUES (1), (7)")
+    name = value(
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 't'::regclass"
+        " AND (indisunique OR indisexclusion)"
+    )
+    feeding = resync_constraint(connection, "public", "t", name, move=True)
+    assert [each.status for each in feeding.findings] == ["resynced"]
+
+
+def test_a_constraint_of_a_partition(database: str) -> None:
+    execute(
+        "CREATE TABLE p (id bigserial, d int, PRIMARY KEY (id, d)) PARTITION BY LIST (d);"
+        "CREATE TABLE leaf PARTITION OF p FOR VALUES IN (1);"
+        "INSERT INTO p VALUES (1, 1), (7, 1)"
+    )
+    feeding = resync_constraint(connection, "public", "leaf", "leaf_pkey", move=True)
+    assert [each.status for each in feeding.findings] == ["resynced"]
+
+
+def test_a_number_that_restarts_is_not_moved_for_a_collision(database: str) -> None:
+    execute(
+        "CREATE TABLE t (year int, number serial, UNIQUE (year, number));"
+        "INSERT INTO t VALUES (2024, 1), (2024, 4000), (2025, 1), (2025, 3)"
+    )
+    feeding = resync_constraint(connection, "public", "t", "t_year_number_key", move=True)
+    assert [each.status for each in feeding.findings] == ["exempt"]
+    assert next_value("t_number_seq") == 1

@@ -1,0 +1,175 @@
+"""SIGTERM and Ctrl-C, in a statement and in Python, with and without an init above the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import connection
+
+from safemigrate.interrupt import Terminated, ending_on_signals
+from tests.support.databases import rows, value
+from tests.support.locks import HERE, holders
+from tests.support.runs import LONG, ROOT, eventually
+from tests.support.sites import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("database")
+
+MIGRATION = """
+import sys, time
+from django.db import migrations
+def dawdle(apps, editor):
+    editor.execute("CREATE TABLE half_done (id int)")
+    print("dawdling", flush=True)
+    time.sleep(300)
+class Migration(migrations.Migration):
+    operations = [{operation}]
+"""
+OPERATIONS = {
+    "sql": "migrations.RunSQL(['CREATE TABLE half_done (id int)', 'SELECT pg_sleep(300)'])",
+    "python": "migrations.RunPython(dawdle)",
+}
+AT_WORK = f"""
+SELECT pid FROM pg_stat_activity
+ WHERE {HERE} AND query ~ 'pg_sleep|half_done' AND pid <> pg_backend_pid()
+"""
+AS_PID_1 = ["unshare", "--fork", "--pid"]
+
+
+def can_be_pid_1() -> bool:
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run([*AS_PID_1, "true"], check=False, capture_output=True).returncode
+    )
+
+
+@contextmanager
+def dawdling(folder: Path, where: str, *before: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a run, and wait until its migration is under way."""
+    site = Site(folder)
+    site.write(
+        settings='INSTALLED_APPS += ["slow"]',
+        slow__migrations__0001_slow=MIGRATION.format(operation=OPERATIONS[where]),
+    )
+    database = json.dumps(connection.settings_dict, default=str)
+    with subprocess.Popen(
+        [*before, sys.executable, "-m", "django", "safemigrate", "slow"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PYTHONPATH": f"{folder}:{ROOT}",
+            "TEST_DATABASE": database,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            if where == "sql":
+                eventually(lambda: rows(f"{AT_WORK} AND wait_event = 'PgSleep'"))
+            else:
+                assert process.stdout is not None
+                eventually(lambda: "dawdling" in process.stdout.readline())  # type: ignore[union-attr]
+            yield process
+        finally:
+            process.kill()
+
+
+def nothing_is_left() -> None:
+    eventually(lambda: not rows(AT_WORK))
+    eventually(lambda: not holders())
+    assert value("SELECT to_regclass('half_done')") is None
+    assert rows("SELECT name FROM django_migrations WHERE app = 'slow'") == []
+
+
+@pytest.mark.parametrize("where", OPERATIONS)
+def test_sigterm_ends_a_run_in_one_line(tmp_path: Path, where: str) -> None:
+    with dawdling(tmp_path, where) as process:
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=LONG)
+    assert process.returncode == 143
+    assert error == ("safemigrate: Ended by SIGTERM; what was not committed is rolled back.\n")
+    nothing_is_left()
+
+
+@pytest.mark.skipif(not can_be_pid_1(), reason="no process can be the first one here")
+@pytest.mark.parametrize("where", OPERATIONS)
+def test_sigterm_ends_the_first_process_of_a_container(tmp_path: Path, where: str) -> None:
+    with dawdling(tmp_path, where, *AS_PID_1) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        _, error = process.communicate(timeout=LONG)
+    assert process.returncode == 143
+    assert "Traceback" not in error
+    nothing_is_left()
+
+
+@pytest.mark.parametrize("where", OPERATIONS)
+def test_ctrl_c_cancels_what_runs(tmp_path: Path, where: str) -> None:
+    with dawdling(tmp_path, where) as process:
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=LONG)
+    assert process.returncode == -signal.SIGINT
+    assert error.endswith("KeyboardInterrupt\n")
+    assert "During handling" not in error
+    nothing_is_left()
+
+
+# --- Doing nothing
+
+
+def test_the_handler_is_there_for_the_length_of_the_run() -> None:
+    with ending_on_signals(connection):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    wakeup = signal.set_wakeup_fd(-1)
+    assert wakeup == -1
+
+
+def test_a_handler_of_the_projects_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(*_: Any) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with ending_on_signals(connection):
+            assert signal.getsignal(signal.SIGTERM) is own
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_thread_sets_no_handler() -> None:
+    found: list[Any] = []
+
+    def work() -> None:
+        with ending_on_signals(connection):
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+
+
+def test_a_forked_child_is_ended_as_ever() -> None:
+    with ending_on_signals(connection):
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
