@@ -1,25 +1,23 @@
-"""Who blocks a session, asked from a second connection while a statement waits."""
+"""Who blocks a session, asked from a second connection while its statement waits."""
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import contextmanager, suppress
-from threading import Event, Lock, Thread
-from time import monotonic
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 from django.db import Error
 
 from safemigrate import driver
 from safemigrate.report import LockWait
-from safemigrate.sqltext import words_of_one_statement
 
+from .holder import head, printable
 from .wait import dial, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -34,7 +32,7 @@ SELECT coalesce(lock.relation::pg_catalog.regclass::pg_catalog.text, '') AS rela
        EXTRACT(epoch FROM pg_catalog.clock_timestamp() - other.xact_start)::pg_catalog.float8
            AS transaction_age,
        coalesce(other.state, '') AS state,
-       coalesce(other.query, '') AS query
+       other.query
   FROM pg_catalog.pg_stat_activity AS waiting
   CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(waiting.pid)) AS blocker (pid)
   LEFT JOIN pg_catalog.pg_locks AS lock
@@ -47,81 +45,77 @@ SELECT coalesce(lock.relation::pg_catalog.regclass::pg_catalog.text, '') AS rela
 """
 
 
-class Watcher:
-    """A thread that asks who blocks the statement that is under way, every ``interval`` seconds.
+@dataclass
+class _Statement:
+    """A statement that is under way, of the backend ``pid``."""
 
-    Each statement's first blocker is told at once. Without a second connection nothing is told.
+    pid: int
+    blocker: LockWait | None = None
+
+
+class Watcher:
+    """A thread that asks who blocks the statement under way, if it takes ``interval`` seconds.
+
+    ``tell`` is called in that thread, once for each statement. Without a second connection it is
+    never called.
     """
 
     def __init__(
         self, connection: BaseDatabaseWrapper, interval: float, tell: Callable[[LockWait], None]
     ) -> None:
-        self.connection = connection
         self.interval = interval
         self.tell = tell
-        self.process = os.getpid()
-        self.twin = twin(connection)
         self.last: LockWait | None = None
-        self._seen: LockWait | None = None
-        self._mutex = Lock()
-        self._since: float | None = None
-        self._pid = 0
+        self._twin = twin(connection)
+        self._statement: _Statement | None = None
+        self._process = os.getpid()
         self._is_over = Event()
         self._thread = Thread(target=self._run, name="safemigrate-blockers", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the thread and its connection; a forked child leaves both to its parent."""
         self._is_over.set()
-        if os.getpid() == self.process:
+        if os.getpid() == self._process:
             self._thread.join(1.0)
 
     @contextmanager
-    def statement(self) -> Iterator[None]:
-        """Watch the statement that the block sends; if it fails, ``last`` is whom it waited for."""
-        with self._mutex:
-            self._seen = None
-            self._pid = driver.backend_pid(self.connection.connection)
-            self._since = monotonic()
+    def statement(self, pid: int | None) -> Iterator[None]:
+        """Watch the block's statement; if it fails, ``last`` is who blocked it, as far as known."""
+        statement = self._statement = _Statement(pid) if pid else None
         try:
             yield
         except Error:
-            self.last = self._seen
+            self.last = statement.blocker if statement else None
             raise
         finally:
-            with self._mutex:
-                self._since = None
+            self._statement = None
 
     def _run(self) -> None:
-        while not self._is_over.wait(self.interval):
-            since = self._since
-            if since and self._seen is None and monotonic() - since >= self.interval:
-                # Nothing depends on the answer, and it may be asked for once more.
-                with suppress(Error):
-                    self._ask(since)
-        if self.twin.connection is not None:  # past Django, which takes it for another thread's
-            self.twin.connection.close()
+        before = None
+        with suppress(Error):  # nothing depends on the answers
+            while not self._is_over.wait(self.interval):
+                statement = self._statement
+                if statement and statement is before and not statement.blocker:
+                    self._ask(statement)
+                before = statement
+        if self._twin.connection is not None:  # past Django, which takes it for another thread's
+            self._twin.connection.close()
 
-    def _ask(self, since: float) -> None:
-        if self.twin.connection is None or driver.is_closed(self.twin):
-            dial(self.twin).autocommit = True
-        with driver.cursor(self.twin) as cursor:
-            row = cursor.row(WHO_BLOCKS, [self._pid])
-        if row is None:
-            return
-        record = lock_wait(self.connection.alias, row)
-        with self._mutex:
-            if self._since != since:  # it has ended meanwhile
-                return
-            self._seen = record
-        self.tell(record)
+    def _ask(self, statement: _Statement) -> None:
+        if self._twin.connection is None:
+            dial(self._twin).autocommit = True
+        with driver.cursor(self._twin) as cursor:
+            row = cursor.row(WHO_BLOCKS, [statement.pid])
+        if row and statement is self._statement:
+            statement.blocker = lock_wait(self._twin.alias, row)
+            self.tell(statement.blocker)
 
 
 def lock_wait(using: str, row: Any) -> LockWait:
-    """Make a record of a row of WHO_BLOCKS, with nothing in it that a terminal would obey."""
-    words = words_of_one_statement(row.query)
+    """Make a record of a row of WHO_BLOCKS, with no value in it, and nothing a terminal obeys."""
     return LockWait(
         using=using,
         relation=printable(row.relation),
@@ -132,9 +126,5 @@ def lock_wait(using: str, row: Any) -> LockWait:
         client=row.client,
         transaction_age=row.transaction_age,
         state=row.state,
-        statement=printable(words[0].upper()) if words and row.role else "",
+        statement=printable(head(row.query)) if row.state else "",
     )
-
-
-def printable(text: str) -> str:
-    return re.sub(r"[^ -~]", "?", text)

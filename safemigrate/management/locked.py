@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate.locking.lock import LockLostError
+from safemigrate.locking.migrations import around_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from django.core.management.base import BaseCommand
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.migrations import Migration
+    from django.db.migrations.state import ProjectState
 
     from safemigrate.locking.lock import MigrationLock
-
-# What a migration is while the plan says that it is to be applied, or to be taken back.
-IS_RECORDED = {"apply_start": False, "unapply_start": True}
+    from safemigrate.locking.migrations import Step
 
 
 @contextmanager
 def checking_lock(
-    migrate: BaseCommand,
-    connection: BaseDatabaseWrapper,
-    lock: MigrationLock,
-    tell: Callable[[str], None],
+    connection: BaseDatabaseWrapper, lock: MigrationLock, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Check the lock before each migration, by the callback that ``migrate`` shows progress with.
+    """Check the lock before each migration, but for faked ones.
 
     A lock that was lost and taken again is enough, unless another run has met the plan's next
-    migration in between. A ``migrate`` without such a callback is checked at the end only.
+    migration in between.
     """
-    progress: Any = getattr(migrate, "migration_progress_callback", None)
-    if progress is None or not lock.taken:
-        yield
-        return
 
-    def checked(action: str, migration: Migration | None = None, fake: bool = False) -> None:  # noqa: FBT001 - Django's
-        if migration is not None and action in IS_RECORDED and not lock.check():
+    def check(step: Step) -> ProjectState:
+        if not lock.check():
             tell("The migration lock was lost and taken again.")
-            recorded = (migration.app_label, migration.name) in MigrationRecorder(
-                connection
-            ).applied_migrations()
-            if recorded is not IS_RECORDED[action]:
-                raise LockLostError(connection.alias, f"and another run has met {migration}")
-        progress(action, migration, fake)
+            name = (step.migration.app_label, step.migration.name)
+            is_recorded = name in MigrationRecorder(connection).applied_migrations()
+            if is_recorded is not step.is_backwards:
+                raise LockLostError(connection.alias, f"and another run has met {step.migration}")
+        return step.run()
 
-    migrate.migration_progress_callback = checked  # type: ignore[attr-defined]
-    try:
+    with around_migrations(connection, check):
         yield
-    finally:
-        del migrate.migration_progress_callback  # type: ignore[attr-defined]

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection, migrations, models
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    migrations,
+    models,
+    transaction,
+)
 from django.test import override_settings
 
+from safemigrate.driver import sqlstate
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import dial, twin
 from safemigrate.signals import lock_waited
@@ -46,6 +55,16 @@ class Blocker:
     def execute(self, sql: str) -> None:
         self.cursor.execute(sql)
 
+    @property
+    def pid(self) -> int:
+        return int(self.twin.connection.info.backend_pid)
+
+    def sees_waiting(self, pid: int) -> bool:
+        self.execute(
+            f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = {pid}"
+        )
+        return self.cursor.fetchone() is not None
+
     def let_go(self) -> None:
         self.twin.connection.rollback()
 
@@ -56,6 +75,9 @@ def blocker(database: str) -> Iterator[Blocker]:
     blocker = Blocker()
     yield blocker
     blocker.twin.close()
+
+
+observer = blocker
 
 
 @pytest.fixture
@@ -89,10 +111,15 @@ def patient(patience: float = 60, seconds: float = SHORT, **options: Any) -> Ite
 @contextmanager
 def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
     """Let the blocker go once somebody has given up a lock."""
-    let_go = Thread(target=lambda: (eventually(lambda: waits), blocker.let_go()))
-    let_go.start()
+
+    def let_go() -> None:
+        eventually(lambda: waits)
+        blocker.let_go()
+
+    thread = Thread(target=let_go)
+    thread.start()
     yield
-    let_go.join()
+    thread.join()
 
 
 def sql(text: str = ALTER, reverse: str = "ALTER TABLE thing DROP note") -> migrations.RunSQL:
@@ -168,12 +195,11 @@ def test_another_error_is_not(waits: list[LockWait]) -> None:
 @pytest.mark.usefixtures("thing")
 def test_patience_ends_with_the_original_error(blocker: Blocker) -> None:
     blocker.execute(TAKE)
-    pid = blocker.twin.connection.info.backend_pid
     with patient(patience=0.5), pytest.raises(OperationalError, match="lock timeout") as caught:
         execute(ALTER)
-    [(_, note)] = caught.value.safemigrate_notes  # type: ignore[attr-defined]
-    assert f"pid {pid}" in note
-    assert f"pg_terminate_backend({pid})" in note
+    note = note_of(caught.value)
+    assert f"pid {blocker.pid}" in note
+    assert f"pg_terminate_backend({blocker.pid})" in note
 
 
 @pytest.mark.usefixtures("thing")
@@ -186,39 +212,85 @@ def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> 
     assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
 
 
-@pytest.mark.usefixtures("thing")
-def test_the_invalid_index_that_was_left_is_dropped_and_no_other(blocker: Blocker) -> None:
-    execute("CREATE TABLE twice AS SELECT 1 AS thing_id FROM generate_series(1, 2)")
-    with suppress(Exception):
-        execute("CREATE UNIQUE INDEX CONCURRENTLY thing ON twice (thing_id)")
-    with suppress(Exception):
-        execute("CREATE UNIQUE INDEX CONCURRENTLY thing_other ON twice (thing_id)")
-    blocker.execute("BEGIN")
+INVALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+
+
+@pytest.fixture
+def others(thing: None) -> set[tuple[str]]:
+    """INVALID indexes that somebody has left, one of them of a name that will be given again."""
+    execute("CREATE SCHEMA elsewhere")
+    for table in ("twice", "elsewhere.twice"):
+        execute(f"CREATE TABLE {table} AS SELECT 1 AS id FROM generate_series(1, 2)")
+        for name in ("thing_id", "other"):
+            if (table, name) != ("twice", "thing_id"):
+                with suppress(IntegrityError):
+                    execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {table} (id)")
+    left = {("other",), ("elsewhere.thing_id",), ("elsewhere.other",)}
+    assert set(rows(INVALID)) == left
+    return left
+
+
+def test_the_invalid_index_that_was_left_is_dropped_and_no_other(
+    blocker: Blocker, others: set[tuple[str]]
+) -> None:
     blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    # The first attempt times out, as a deadlock would end it, while it waits for the blocker.
-    with patient(patience=60) as _, _short_concurrently(blocker):
+    with patient(), giving_up_once(blocker):
+        execute('CREATE INDEX CONCURRENTLY IF NOT EXISTS Thing_Id ON ONLY "thing" (id)')
+    assert set(rows(INVALID)) == others
+    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
+    blocker: Blocker,
+) -> None:
+    execute("INSERT INTO thing VALUES (1)")
+    with suppress(IntegrityError):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY thing_id ON thing (id)")
+    oid = value("SELECT 'thing_id'::regclass::oid::int8")
+    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker), pytest.raises(ProgrammingError, match="thing_id"):
         execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
-    invalid = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
-    assert rows(invalid) == [("thing_other",)]
+    assert value("SELECT 'thing_id'::regclass::oid::int8") == oid
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_index_without_a_name_is_not_created_twice(blocker: Blocker) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker, attempts=1), pytest.raises(OperationalError):
+        execute("CREATE INDEX CONCURRENTLY ON thing (id)")
+    assert rows(INVALID) == [("thing_id_idx",)]
 
 
 @contextmanager
-def _short_concurrently(blocker: Blocker) -> Iterator[None]:
-    """Let a statement fail once in its midst, then let the blocker go."""
-    attempts = []
+def giving_up_once(blocker: Blocker, attempts: int = 2) -> Iterator[None]:
+    """Let the first attempt give up soon, as a deadlock would end it; then let the blocker go."""
+    seen: list[str] = []
 
     def fail_once(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        attempts.append(sql)
-        if len(attempts) > 1:
+        seen.append(sql)
+        if len(seen) > 1:
             return run(sql, params, many, context)
-        Timer(1.0, blocker.let_go).start()
         with connection.connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '100ms'")
-        return run(sql, params, many, context)
+        try:
+            return run(sql, params, many, context)
+        finally:
+            blocker.let_go()
 
     with connection.execute_wrapper(fail_once):
         yield
-    assert len(attempts) == 2
+        assert len(seen) == attempts
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
+    execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
+    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
+    Timer(0.5, blocker.let_go).start()
+    with patient(), transaction.atomic():
+        execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
+        assert value("SHOW lock_timeout") == "100ms"
 
 
 # --- A migration
@@ -324,7 +396,7 @@ def test_python_that_has_run_is_not_run_again(shop: Project, blocker: Blocker) -
     with pytest.raises(OperationalError) as caught:
         migrate(shop)
     assert ran == [1]
-    assert "--retry-python" in caught.value.safemigrate_notes[0][1]  # type: ignore[attr-defined]
+    assert "--retry-python" in note_of(caught.value)
     assert recorded() == 0
 
 
@@ -377,54 +449,169 @@ def test_a_squashed_migration(shop: Project, blocker: Blocker, waits: list[LockW
     assert recorded() == 3
 
 
+@pytest.mark.usefixtures("blocker")
+def test_set_transaction_may_come_first(shop: Project, waits: list[LockWait]) -> None:
+    levels: list[str] = []
+    first = "-- not in a savepoint\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
+    shop.migration(
+        sql(first),
+        sql(),
+        run_python(lambda apps, editor: levels.append(value("SHOW transaction_isolation"))),
+    )
+    migrate(shop)
+    assert levels == ["serializable"]
+    assert not waits
+
+
+def note_of(error: BaseException) -> str:
+    [(_, note)] = error.safemigrate_notes  # type: ignore[attr-defined]
+    return str(note)
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])
+def test_a_migration_that_sets_its_transaction_is_not_retried(
+    shop: Project, blocker: Blocker, level: str
+) -> None:
+    shop.migration(sql(f"SET TRANSACTION ISOLATION LEVEL {level}"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop)
+    assert "READ COMMITTED throughout" in note_of(caught.value)
+
+
 def test_repeatable_read_is_not_retried(shop: Project, blocker: Blocker) -> None:
     execute("SET default_transaction_isolation = 'repeatable read'")
     shop.migration(sql())
     blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop)
+    assert "READ COMMITTED throughout" in note_of(caught.value)
+
+
+def test_what_a_migration_has_committed_itself_is_not_done_twice(
+    shop: Project, blocker: Blocker
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql("COMMIT"), sql("SELECT 1"), sql())
+    blocker.execute(TAKE)
     with pytest.raises(OperationalError, match="lock timeout"):
         migrate(shop)
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_a_commit_of_its_own_is_nothing_new(shop: Project) -> None:
+    shop.migration(sql("COMMIT"), sql("INSERT INTO first VALUES (1)"), sql("COMMIT"))
+    migrate(shop)
+    assert recorded() == 1
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_what_is_to_follow_the_commit_follows_it_once(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    done: list[int] = []
+
+    def promise(apps: Any, editor: Any) -> None:
+        transaction.on_commit(lambda: done.append(1))
+
+    shop.migration(run_python(promise), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert done == [1]
+
+
+def test_the_row_that_records_it_is_waited_for_too(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute("LOCK TABLE django_migrations IN SHARE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 1
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_statement_timeout_is_another_error(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("SET LOCAL statement_timeout = '50ms'"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="statement timeout"):
+        migrate(shop)
+    assert not waits
+
+
+def test_a_lock_timeout_of_the_migrations_own_applies(shop: Project, blocker: Blocker) -> None:
+    shop.migration(sql("SET LOCAL lock_timeout = '50ms'"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop, lock_timeout=30, lock_patience=1)
+    assert "Gave up waiting after 1 s" in note_of(caught.value)
 
 
 def test_a_nested_run_leaves_it_to_the_outer(shop: Project, blocker: Blocker) -> None:
     def nested(apps: Any, editor: Any) -> None:
-        call_command("migrate", "auth", "zero", verbosity=0)
+        call_command("migrate", "auth", "0011", verbosity=0)
 
     shop.migration(run_python(nested))
     blocker.execute("LOCK TABLE auth_user IN ACCESS SHARE MODE")
-    with pytest.raises(OperationalError):
+    with pytest.raises(OperationalError) as caught:
         migrate(shop)
+    assert "--retry-python" in note_of(caught.value)
     assert not connection.in_atomic_block
     assert recorded() == 0
 
 
-def test_a_deadlock(shop: Project, blocker: Blocker) -> None:
-    execute("SET deadlock_timeout = '50ms'")
-    entered = Event()
-    shop.migration(sql("INSERT INTO first VALUES (1); LOCK TABLE first; SELECT pg_sleep(0.5)"))
-    shop.migration(
-        sql("LOCK TABLE first"),
-        sql("SELECT pg_sleep(0.5)"),
-        sql("INSERT INTO first VALUES (2)"),
-        sql(),
-    )
+def test_a_nested_run_outside_of_a_transaction_waits_itself(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+
+    def nested(apps: Any, editor: Any) -> None:
+        ran.append(1)
+        call_command("migrate", "auth", "0011", verbosity=0)
+
+    shop.migration(run_python(nested, atomic=False), atomic=False)
+    blocker.execute("LOCK TABLE auth_user IN ACCESS SHARE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop, "app")
+    assert ran == [1]
+    assert recorded() == 1
+
+
+def test_a_deadlock(shop: Project, blocker: Blocker, observer: Blocker) -> None:
+    """An application writes the migration's two tables in the other order."""
+    execute("SET deadlock_timeout = '100ms'")
+    blocker.execute("SET deadlock_timeout = '60s'")
+    blocker.twin.connection.commit()
+    codes: list[str | None] = []
 
     def application() -> None:
-        eventually(lambda: recorded_elsewhere.append(1) or True)
-        blocker.execute("SET deadlock_timeout = '60s'")
-        blocker.execute("INSERT INTO thing VALUES (1)")
-        entered.set()
-        time.sleep(0.3)
         blocker.execute("INSERT INTO first VALUES (9)")
         blocker.twin.connection.commit()
 
-    recorded_elsewhere: list[int] = []
     thread = Thread(target=application)
-    thread.start()
-    entered.wait(10)
-    migrate(shop, lock_timeout=30)
+
+    def meet(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        try:
+            result = run(sql, params, many, context)
+        except OperationalError as error:
+            codes.append(sqlstate(error))
+            raise
+        if sql == "LOCK TABLE first" and not codes:
+            blocker.execute("INSERT INTO thing VALUES (1)")
+            thread.start()
+            eventually(lambda: observer.sees_waiting(blocker.pid))
+        return result
+
+    shop.migration(sql("INSERT INTO first VALUES (1)"))
+    shop.migration(sql("INSERT INTO first VALUES (2)"), sql("LOCK TABLE first"), sql())
+    with connection.execute_wrapper(meet):
+        migrate(shop, lock_timeout=30)
     thread.join()
+    assert codes == ["40P01"]
     assert recorded() == 2
-    assert rows("SELECT id FROM first WHERE id < 9 ORDER BY 1") == [(1,), (2,)]
+    assert rows("SELECT id FROM first ORDER BY 1") == [(1,), (2,), (9,)]
 
 
 def test_twins_with_a_blocker_at_random_end_alike(

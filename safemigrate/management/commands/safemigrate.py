@@ -273,7 +273,7 @@ class Command(BaseCommand):
                     tell=self._tell_waiting,
                     watches_at_once=False,
                 ) as mine,
-                checking_lock(self.migrate, connection, mine, self._tell_note),
+                checking_lock(connection, mine, self._tell_note),
             ):
                 yield
         except LockError as error:
