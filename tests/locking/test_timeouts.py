@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
-import time
-from contextlib import contextmanager, suppress
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +30,17 @@ from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import dial, twin
 from safemigrate.signals import lock_waited
 from tests.support.databases import execute, rows, value
-from tests.support.project import Project, contents, run_python
-from tests.support.runs import eventually
+from tests.support.locks import HERE
+from tests.support.project import Project, run_python
+from tests.support.runs import LONG, ROOT, eventually
+from tests.support.sites import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from safemigrate.report import LockWait
+    from tests.support.project import Law
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -614,43 +620,127 @@ def test_a_deadlock(shop: Project, blocker: Blocker, observer: Blocker) -> None:
     assert rows("SELECT id FROM first ORDER BY 1") == [(1,), (2,), (9,)]
 
 
-def test_twins_with_a_blocker_at_random_end_alike(
-    shop: Project, databases: Any, blocker: Blocker
+# --- Twins
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_blocker_at_random_changes_nothing(
+    project: Project, law: Law, waits: list[LockWait], seed: int
 ) -> None:
-    chance = random.Random(1)
-    for _ in range(4):
-        shop.migration(
-            sql("INSERT INTO first VALUES (1)"),
-            sql("ALTER TABLE thing ADD n int"),
-            sql("ALTER TABLE thing DROP n"),
+    """The same end as on a twin that nobody blocks, but for keys: a retry draws new ones."""
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    execute("CREATE TABLE app_drawn (id serial PRIMARY KEY, n int)")
+    insert = "INSERT INTO thing VALUES (1); INSERT INTO app_drawn (n) VALUES (1)"
+    project.migration(sql(insert), sql())
+    project.migration(sql("ALTER TABLE thing DROP note"), made("Parent"))
+    project.migration(made("Child", models.ForeignKey("app.Parent", models.CASCADE)))
+    project.migration(run_python(lambda apps, editor: execute(insert)), sql())
+    project.migration(
+        sql("CREATE INDEX CONCURRENTLY thing_id ON thing (id)"),
+        *map(sql, insert.split("; ")),
+        atomic=False,
+    )
+    project.migration(migrations.AddField("Child", "note", models.TextField(default="x")))
+    with ExitStack() as stack:
+        options = {"lock_timeout": SHORT, "lock_patience": 60, "retry_python": True}
+        law.holds(
+            spoil=lambda: stack.enter_context(blocking_at_random(seed, waits)),
+            ours=options,
+            up_to_keys=True,
         )
+
+
+def made(name: str, *field: models.Field[Any, Any]) -> migrations.CreateModel:
+    fields = [("id", models.BigAutoField(primary_key=True)), *(("other", each) for each in field)]
+    return migrations.CreateModel(name, fields)
+
+
+@contextmanager
+def blocking_at_random(seed: int, waits: list[LockWait]) -> Iterator[None]:
+    chance = random.Random(seed)
     is_over = Event()
+    connection.ensure_connection()
+    blocker = Blocker()
 
     def block() -> None:
-        while not is_over.is_set():
-            table = chance.choice(["thing", "first", "django_migrations"])
-            blocker.execute(f"LOCK TABLE {table} IN SHARE MODE")
-            time.sleep(chance.uniform(0, 0.4))
+        eventually(lambda: waits)
+        while not is_over.wait(chance.uniform(0, 0.5)):
             blocker.let_go()
-            time.sleep(0.2)
+            is_over.wait(chance.uniform(0, 0.2))
+            table = chance.choice(["thing", "django_migrations", "app_parent", "app_child"])
+            mode = chance.choice(["ACCESS SHARE", "ROW EXCLUSIVE", "SHARE", "ACCESS EXCLUSIVE"])
+            with suppress(Exception):  # there is no such table yet, or a deadlock
+                blocker.execute(f"LOCK TABLE {table} IN {mode} MODE")
+        blocker.twin.connection.close()
+
+    blocker.execute(TAKE)
 
     thread = Thread(target=block)
     thread.start()
     try:
-        migrate(shop)
+        yield
     finally:
         is_over.set()
         thread.join()
-    assert recorded() == 4
-    assert contents()["public.first"] == [(1,)] * 4
 
 
-def test_ctrl_c_while_waiting_ends_at_once(shop: Project, blocker: Blocker) -> None:
+# --- Signals
+
+
+@contextmanager
+def waiting(folder: Path, timeout: float) -> Iterator[subprocess.Popen[str]]:
+    """Start a run, and wait until it has told whom it waits for."""
+    Site(folder).write(
+        settings='INSTALLED_APPS += ["slow"]',
+        slow__migrations__0001_slow=f"""
+from django.db import migrations
+class Migration(migrations.Migration):
+    operations = [migrations.RunSQL(["INSERT INTO first VALUES (1)", {ALTER!r}])]
+""",
+    )
+    database = json.dumps(connection.settings_dict, default=str)
+    environment = {"DJANGO_SETTINGS_MODULE": "settings", "TEST_DATABASE": database}
+    command = ["-m", "django", "safemigrate", "slow", f"--lock-timeout={timeout:g}"]
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, **environment, "PYTHONPATH": f"{folder}:{ROOT}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "blocked by pid" in process.stderr.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("timeout", [0.05, 60])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_waiting_ends_the_run(
+    shop: Project, blocker: Blocker, tmp_path: Path, number: signal.Signals, timeout: float
+) -> None:
+    """In the server, which waits for the lock, or in the pause after it was given up."""
+    blocker.execute(TAKE)
+    with waiting(tmp_path, timeout) as process:
+        process.send_signal(number)
+        _, error = process.communicate(timeout=LONG)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), error
+    others = "pid <> pg_backend_pid() AND application_name <> ''"
+    eventually(lambda: not rows(f"SELECT 1 FROM pg_stat_activity WHERE {HERE} AND {others}"))
+    assert rows("SELECT name FROM django_migrations WHERE app = 'slow'") == []
+    assert rows("SELECT id FROM first") == []
+
+
+def test_ctrl_c_leaves_nothing_behind(shop: Project, blocker: Blocker) -> None:
     shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
     blocker.execute(TAKE)
 
     def interrupt(**_: object) -> None:
-        Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        signal.raise_signal(signal.SIGINT)
 
     lock_waited.connect(interrupt)
     try:
@@ -658,7 +748,7 @@ def test_ctrl_c_while_waiting_ends_at_once(shop: Project, blocker: Blocker) -> N
             migrate(shop)
     finally:
         lock_waited.disconnect(interrupt)
-        time.sleep(0.2)
     assert recorded() == 0
     assert not connection.in_atomic_block
+    assert not connection.execute_wrappers
     assert value("SHOW lock_timeout") == "0"
