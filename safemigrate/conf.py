@@ -1,4 +1,4 @@
-"""The settings, each read when it is asked for, so that ``override_settings`` just works."""
+"""The settings, each read when it is needed, so that ``override_settings`` just works."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def lock_timeout() -> float | None:
 def lock_patience() -> int:
     """``SAFEMIGRATE_LOCK_PATIENCE``: how many seconds to go on retrying for a lock (300)."""
     return _whole_number("SAFEMIGRATE_LOCK_PATIENCE", 300)
+
+
+# What a system check calls, so that a wrong setting is found before a deploy.
+READERS = (
+    max_retries,
+    heal,
+    lock,
+    lock_wait,
+    wait_for_database,
+    lock_timeout,
+    lock_patience,
+)
 
 
 def _whole_number(name: str, default: int) -> int:

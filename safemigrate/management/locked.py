@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def checking_lock(
     connection: BaseDatabaseWrapper, lock: MigrationLock, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Check the lock before each migration, but for faked ones.
+    """Check the lock before each migration that is not faked.
 
-    A lock that was lost and taken again is enough, unless another run has met the plan's next
-    migration in between.
+    It does no harm if the lock was lost and taken again, unless another run has dealt with the next
+    migration in the meantime.
     """
 
     def check(step: Step) -> ProjectState:
@@ -36,7 +36,8 @@ def checking_lock(
             name = (step.migration.app_label, step.migration.name)
             is_recorded = name in MigrationRecorder(connection).applied_migrations()
             if is_recorded is not step.is_backwards:
-                raise LockLostError(connection.alias, f"and another run has met {step.migration}")
+                why = f"and another run has dealt with {step.migration}"
+                raise LockLostError(connection.alias, why)
         return step.run()
 
     with around_migrations(connection, check):
