@@ -85,8 +85,8 @@ class Command(BaseCommand):
         "max_retries": {
             "type": whole_number,
             "metavar": "N",
-            "help": "Retry a statement that failed in autocommit up to N times; 0 resyncs but "
-            "retries nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
+            "help": "Retry a statement that failed in autocommit up to N times; with 0, resync but "
+            "never retry. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
         },
         "no_heal": {
             "action": "store_true",
@@ -97,7 +97,7 @@ class Command(BaseCommand):
             "type": whole_number,
             "metavar": "SECONDS",
             "help": "Wait up to this many seconds while another run holds the migration "
-            "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
+            "lock; with 0, try once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
