@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections
 
 from safemigrate import conf
+from safemigrate.printing import printable
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ def _behind(alias: str) -> Iterator[str]:
         return
     feeds = feeds_in(connection, current_schemas(connection))
     for chunk in survey(connection, feeds):
-        yield from (str(finding.sequence) for finding in chunk if finding.is_behind)
+        yield from (
+            printable(str(finding.sequence), "utf-8") for finding in chunk if finding.is_behind
+        )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,0 +1,120 @@
+"""How ``resyncsequences`` prints what it finds for other programs: as SQL, as JSON, for GitHub."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+from safemigrate.sequences.state import Status
+
+from .findings import new_next_value, obstacles_of, reasons_of, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from safemigrate.sequences.state import Finding
+
+    from .findings import Tally
+
+
+class Format:
+    """What is told of each finding, at once or in the end; ``write`` takes a line."""
+
+    def __init__(self, write: Callable[[str], None], verbosity: int) -> None:
+        self.write = write
+        self.verbosity = verbosity
+
+    def add(self, finding: Finding) -> None:
+        raise NotImplementedError
+
+    def end(self, tally: Tally, error: str = "") -> None:
+        """Tell the rest; ``error`` is what has ended the run early."""
+        raise NotImplementedError
+
+    def is_listed(self, finding: Finding) -> bool:
+        return self.verbosity > 1 or finding.status not in ("in sync", "exempt")
+
+
+class Sql(Format):
+    """What a DBA could run, with a comment for all else."""
+
+    def add(self, finding: Finding) -> None:
+        if finding.status != "in sync" and self.is_listed(finding):
+            for line in sql_lines(finding):
+                self.write(line)
+
+    def end(self, tally: Tally, error: str = "") -> None:
+        self.write(f"-- {tally}")
+        if error:
+            self.write(comment(f"Not complete: {error}"))
+
+
+def sql_lines(finding: Finding) -> Iterator[str]:
+    """Yield a comment on a sequence that is behind or could not be checked, and its statement.
+
+    The statement is a comment as well where somebody has to decide on it first.
+    """
+    if finding.status == "in sync":
+        return
+    reasons = f": {reasons_of(finding)}" if finding.obstacle else ""
+    what = "could not be checked" if finding.status == "unknown" else "is exempt"
+    about = str(finding) if finding.is_behind else f"Sequence {finding.sequence} {what}"
+    yield comment(f"{about}{reasons}")
+    yield from (comment(each.advice) for each in obstacles_of(finding) if each.advice)
+    if finding.repair:
+        is_decided = not any(each.can_force for each in obstacles_of(finding))
+        yield finding.repair if is_decided else comment(finding.repair)
+
+
+def comment(text: str) -> str:
+    """Return ``text`` as SQL's comment of one line, whatever it holds."""
+    return f"-- {shown(text)}"
+
+
+class Json(Format):
+    """One document, whose keys are here to stay; see docs/reference.md."""
+
+    def __init__(self, write: Callable[[str], None], verbosity: int, *, database: str) -> None:
+        super().__init__(write, verbosity)
+        self.database = database
+        self.vendor: str | None = None
+        self._sequences: list[dict[str, Any]] = []
+
+    def add(self, finding: Finding) -> None:
+        self._sequences.append(_document(finding))
+
+    def end(self, tally: Tally, error: str = "") -> None:
+        document = {
+            "database": self.database,
+            "vendor": self.vendor,
+            "headroom": tally.headroom,
+            "sequences": self._sequences,
+            "summary": {status: tally.counts[status] for status in get_args(Status)},
+            "error": error or None,
+        }
+        self.write(json.dumps(document, indent=2))
+
+
+def _document(finding: Finding) -> dict[str, Any]:
+    sequence = finding.sequence
+    return {
+        "schema": sequence.schema,
+        "sequence": sequence.name,
+        "columns": [
+            {"schema": key.schema, "table": key.table, "column": key.column}
+            for key in sequence.keys
+        ],
+        "status": finding.status,
+        "next_value": finding.next_value,
+        "largest_key": finding.largest,
+        "new_next_value": new_next_value(finding),
+        "reason": reasons_of(finding) or None,
+        "advice": "; ".join(each.advice for each in obstacles_of(finding) if each.advice) or None,
+        "sql": (finding.repair or None) if finding.is_behind else None,
+    }
+
+
+def annotation(finding: Finding) -> str:
+    """Return GitHub's command for a warning on the page of a workflow's run."""
+    text = shown(str(finding)).replace("%", "%25")
+    return f"::warning title=Sequence behind::{text}"
