@@ -1,4 +1,4 @@
-"""Django system checks: is ``safemigrate`` ours, and are sequences behind?"""
+"""Django system checks: is ``safemigrate`` ours, are sequences behind, are defaults lost?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from django.core import checks, management
 from django.core.management.base import BaseCommand
 from django.db import connections
 
+from safemigrate.sequences.expected import losses, needs_of_models
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
@@ -57,6 +58,28 @@ def _behind(alias: str) -> Iterator[str]:
         yield from (str(finding.sequence) for finding in chunk if finding.is_behind)
 
 
+def check_losses(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """List the primary keys that have lost what the models need in the given databases."""
+    return [
+        checks.Warning(
+            f"Tables of the database {alias!r} have lost what their models need: {names}.",
+            hint=f"Run 'manage.py resyncsequences --check --database {alias}'.",
+            id="safemigrate.W004",
+        )
+        for alias in databases or ()
+        if (names := _some(_lost(alias)))
+    ]
+
+
+def _lost(alias: str) -> Iterator[str]:
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        for loss in losses(connection, needs_of_models(connection), current_schemas(connection)):
+            yield f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})"
+
+
 def _some(names: Iterable[str]) -> str:
     every = list(names)
     more = len(every) - NAMED
@@ -64,6 +87,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def register() -> None:
-    """Register the checks; the one that asks databases is for ``check --deploy --database``."""
+    """Register the checks; those that ask databases are for ``check --deploy --database``."""
     checks.register(check_command)
     checks.register(check_sequences, checks.Tags.database, deploy=True)
+    checks.register(check_losses, checks.Tags.database, deploy=True)

@@ -288,10 +288,7 @@ def resync_constraint(
         sequences = [
             each
             for each in sequences_of(cursor, feeds)
-            if any(
-                key.column in found.columns and key.place in own
-                for key in each.keys
-            )
+            if any(key.column in found.columns and key.place in own for key in each.keys)
         ]
         findings = [
             resync(cursor, each) if move else check(cursor, [each])[0] for each in sequences

@@ -104,6 +104,7 @@ def test_json(tables: None) -> None:
                 "next_value": 1,
                 "largest_key": 7,
                 "new_next_value": 8,
+                "percent_used": 0,
                 "reason": None,
                 "advice": None,
                 "sql": None,
@@ -116,11 +117,13 @@ def test_json(tables: None) -> None:
                 "next_value": 2,
                 "largest_key": 1,
                 "new_next_value": None,
+                "percent_used": 0,
                 "reason": None,
                 "advice": None,
                 "sql": None,
             },
         ],
+        "lost": [],
         "summary": {"in sync": 1, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0},
     }
 

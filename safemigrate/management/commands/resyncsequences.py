@@ -13,9 +13,18 @@
         "next_value": 22,            before anything was done; null where it was not read
         "largest_key": 25,           null where there is none
         "new_next_value": 26,        null where nothing was moved
+        "percent_used": 0,           of its range, once it is in sync; null where it was not read
         "reason": null,              why it is behind still, unknown or exempt
         "advice": null,              what to do about that
         "sql": null                  what a DBA could type, where it is behind
+     }],
+     "lost": [{                      what models need and columns have lost
+        "schema": "public",
+        "table": "shop_order",
+        "column": "id",
+        "status": "lost default",    or foreign sequence, lost key
+        "reason": "…",
+        "sql": ["…"]                 what puts it back
      }],
      "summary": {"in sync": 11, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0}}
 """
@@ -31,7 +40,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from django.core.management.base import BaseCommand, CommandError, CommandParser, no_translations
 from django.db import DEFAULT_DB_ALIAS, connections
 
+from safemigrate.management import losses
 from safemigrate.management.commands.safemigrate import whole_number
+from safemigrate.sequences import expected
 from safemigrate.sequences.state import Status, Terms
 from safemigrate.sequences.sweep import (
     all_schemas,
@@ -47,6 +58,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.catalogue import Feed
+    from safemigrate.sequences.expected import Loss
     from safemigrate.sequences.state import Finding
 
 HEADINGS = ("Sequence", "Column", "Next value", "Largest key", "")
@@ -108,7 +120,14 @@ class Command(BaseCommand):
         where.add_argument(
             "--all-schemas", action="store_true", help="Every table of every schema."
         )
-        parser.add_argument("--check", action="store_true", help="Report only.")
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--check", action="store_true", help="Report only.")
+        what.add_argument(
+            "--restore-defaults",
+            action="store_true",
+            help="First give the models' primary keys back the identity or default that they have "
+            "lost, one table at a time, past the largest key.",
+        )
         how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--dry-run",
@@ -144,11 +163,14 @@ class Command(BaseCommand):
         connection = self._connection(options["database"])
         self.options = options
         self.counts: Counter[Status] = Counter()
+        self.lost: list[Loss] = []
         if connection.vendor == "unknown":
             connection.ensure_connection()  # where no database is configured, Django says so
         if connection.vendor != "postgresql":
             self._tell_other_vendor(connection)
             return
+        self.used: list[str] = []
+        self.lost = self._lost(connection, labels)
         feeds = self._feeds(connection, labels)
         findings = self._findings(connection, feeds)
         if options["as_json"]:
@@ -157,9 +179,29 @@ class Command(BaseCommand):
             self._print_sql(findings)
         else:
             self._print_table(findings)
-        may_stay_behind = options["dry_run"] and not options["check"]
-        if self.counts["unknown"] or (self.counts["behind"] and not may_stay_behind):
+            self._print_losses(connection)
+        may_stay = options["dry_run"] and not options["check"]
+        if self.counts["unknown"] or ((self.counts["behind"] or self.lost) and not may_stay):
             sys.exit(1)
+
+    def _lost(self, connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[Loss]:
+        try:
+            needs = expected.needs_of_models(connection, labels)
+        except LookupError as error:
+            raise CommandError(str(error)) from error
+        found = expected.losses(connection, needs, self._schemas(connection))
+        if self.options["dry_run"] or not self.options["restore_defaults"]:
+            return found
+        return losses.restored(connection, found, self._tell_restored)
+
+    def _tell_restored(self, text: str) -> None:
+        if self.options["verbosity"] and not self.options["as_json"]:
+            self.stdout.write(text)
+
+    def _print_losses(self, connection: BaseDatabaseWrapper) -> None:
+        if self.options["verbosity"]:
+            for line in (*self.used, *losses.lines(self.lost, connection.alias)):
+                self.stdout.write(self.style.WARNING(line))
 
     def _connection(self, alias: str) -> BaseDatabaseWrapper:
         if alias not in connections:
@@ -203,6 +245,7 @@ class Command(BaseCommand):
                 move=not (self.options["check"] or self.options["dry_run"]),
             ):
                 self.counts.update(finding.status for finding in chunk)
+                self.used += filter(None, map(losses.usage, chunk))
                 yield from chunk
                 done += len(chunk)
                 progress.show(done)
@@ -247,6 +290,8 @@ class Command(BaseCommand):
     # As SQL.
 
     def _print_sql(self, findings: Iterable[Finding]) -> None:
+        for line in losses.script(self.lost, is_asked=self.options["restore_defaults"]):
+            self.stdout.write(line)
         for finding in findings:
             if finding.status == "in sync":
                 continue
@@ -268,6 +313,7 @@ class Command(BaseCommand):
                     "database": connection.alias,
                     "vendor": connection.vendor,
                     "sequences": sequences,
+                    "lost": [losses.document(loss) for loss in self.lost],
                     "summary": {status: self.counts[status] for status in get_args(Status)},
                 },
                 indent=2,
@@ -327,6 +373,7 @@ def _document(finding: Finding) -> dict[str, Any]:
         "new_next_value": None
         if finding.moved_to is None
         else finding.moved_to + sequence.increment,
+        "percent_used": expected.percent_used(finding),
         "reason": obstacle.reason if obstacle else None,
         "advice": (obstacle.advice or None) if obstacle else None,
         "sql": (finding.repair or None) if finding.is_behind else None,

@@ -25,6 +25,7 @@ from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines
+from safemigrate.management.preflight import requiring_record
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class Command(BaseCommand):
             )
             with (
                 self._locked(connection, choices),
+                requiring_record(),  # asked before the sweep, in the order of the receivers
                 self._healing(choices),
                 explaining_unrecorded(connection, self._tell_note),
             ):

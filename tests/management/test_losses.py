@@ -1,0 +1,1 @@
+"""``resyncsequences`` on databases that have lost what their models need."""
