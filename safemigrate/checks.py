@@ -8,7 +8,7 @@ from django.core import checks, management
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from safemigrate.sequences.expected import losses, needs_of_models
+from safemigrate.sequences.expected import losses, needs_of_apps
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check_losses(
 def _lost(alias: str) -> Iterator[str]:
     connection = connections[alias]
     if connection.vendor == "postgresql":
-        for loss in losses(connection, needs_of_models(connection), current_schemas(connection)):
+        for loss in losses(connection, needs_of_apps(connection), current_schemas(connection)):
             yield f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})"
 
 

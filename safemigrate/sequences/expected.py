@@ -223,22 +223,30 @@ CANNOT_RECORD = f"""
 """
 
 
-def needs_of_models(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Need]:
-    """List the primary keys of the models that migrate here; without labels Django's record, too.
+def needs_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Need]:
+    """List the primary keys of the apps' models; without labels of all, and of Django's record.
 
     Raises LookupError for a label that no installed app has.
     """
     configs = [apps.get_app_config(label) for label in labels] or list(apps.get_app_configs())
-    models: list[Any] = [
-        model
-        for config in configs
-        for model in config.get_models(include_auto_created=True)
+    models: list[Any] = [] if labels else [MigrationRecorder.Migration]
+    for config in configs:
+        models += [
+            model
+            for model in config.get_models(include_auto_created=True)
+            if router.allow_migrate_model(connection.alias, model)
+        ]
+    return needs_of(connection, models)
+
+
+def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Need]:
+    """List the primary keys of those models that have a table of their own here."""
+    return [
+        need
+        for model in models
         if model._meta.can_migrate(connection)
-        and router.allow_migrate_model(connection.alias, model)
+        for need in _needs(model._meta, connection)
     ]
-    if not labels:
-        models.append(MigrationRecorder.Migration)
-    return [need for model in models for need in _needs(model._meta, connection)]
 
 
 def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:

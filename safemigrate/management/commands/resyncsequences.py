@@ -186,7 +186,7 @@ class Command(BaseCommand):
 
     def _lost(self, connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[Loss]:
         try:
-            needs = expected.needs_of_models(connection, labels)
+            needs = expected.needs_of_apps(connection, labels)
         except LookupError as error:
             raise CommandError(str(error)) from error
         found = expected.losses(connection, needs, self._schemas(connection))
