@@ -1,9 +1,9 @@
 """
-Paint demo.svg from a real run of the demo, or check that it still shows what the demo prints.
+Paint demo.svg and story.svg from a real run of the demo, or check that they still show its output.
 
     python docs/picture.py [--check]
 
-Needs the extras ``demo`` and ``docs``; the server is DATABASE_URL's, or the embedded one.
+Needs the extras ``demo`` and ``docs``. The server is that of DATABASE_URL, or the embedded one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 DOCS = Path(__file__).parent
-PICTURE = DOCS / "demo.svg"
 MANAGE = DOCS.parent / "example_project" / "manage.py"
-# The parts of the demo that are shown, each by the words it begins with, up to the words it ends
-# before. They say what happens with plain migrate, then what happens with safemigrate.
-SHOWN = [
-    ("# The next release", "# And where only"),
-    ("# From the same start, with everything", "\n  table"),
-    ("# Every migration is recorded", None),
-]
+# The parts of the demo that each picture shows: the words that a part begins with, and the words
+# that it ends before. The tables of sequences are left out.
+PICTURES: dict[str, list[tuple[str, str | None]]] = {
+    "demo.svg": [("$ python manage.py safemigrate", "\n  table")],
+    "story.svg": [
+        ("# A restore", "\n  table"),
+        ("# The next release", "\n  table"),
+        ("# Every migration is recorded", None),
+    ],
+}
+# Narrow enough to be read on a telephone.
+WIDTH = 54
 DARK = TerminalTheme(
     (22, 27, 34),
     (217, 222, 228),
@@ -45,10 +49,10 @@ DARK = TerminalTheme(
         (217, 222, 228),
     ],
 )
-# Rich's own format, without the font that it would have fetched from elsewhere, and with the text
-# for those who can't see the picture.
+# Rich's own format, without the font that it would fetch from elsewhere, and with the text for
+# those who can't see the picture.
 FORMAT = """\
-<svg viewBox="0 0 {{width}} {{height}}" xmlns="http://www.w3.org/2000/svg" role="img">
+<svg viewBox="0 0 {{width}} {{height}}" width="620" xmlns="http://www.w3.org/2000/svg" role="img">
 <title>manage.py demo</title>
 <desc>{description}</desc>
 <style>
@@ -77,17 +81,21 @@ FORMAT = """\
 """
 
 
-def shown(*options: str) -> Text:
-    """Run the demo and return what the picture shows of it, in the terminal's colours."""
-    demo = subprocess.run(
+def demo(*options: str) -> Text:
+    """Run the demo and return what it prints, in the terminal's colours."""
+    done = subprocess.run(
         [sys.executable, str(MANAGE), "demo", "--this-database", *options],
         check=True,
         stdout=subprocess.PIPE,
         encoding="utf-8",
     )
-    text = Text.from_ansi(demo.stdout)
+    return Text.from_ansi(done.stdout)
+
+
+def shown(name: str, text: Text) -> Text:
+    """Return the parts of the demo that a picture shows."""
     parts = []
-    for first, end in SHOWN:
+    for first, end in PICTURES[name]:
         start = text.plain.index(first)
         stop = len(text) if end is None else text.plain.index(end, start)
         part = text[start:stop]
@@ -99,18 +107,39 @@ def shown(*options: str) -> Text:
     return picture
 
 
-def painted(text: Text) -> str:
+def wrapped(text: Text) -> Text:
+    """Break the lines that are too long, and indent what follows each break."""
+    lines = text.split("\n", allow_blank=True)
+    return Text("\n").join(piece for line in lines for piece in broken(line))
+
+
+def broken(line: Text) -> list[Text]:
+    """Break one line at its spaces, or at the edge where it has none."""
+    pieces = []
+    indent = " " * (len(line.plain) - len(line.plain.lstrip()) + 2)
+    lead = ""
+    while len(lead) + len(line) > WIDTH:
+        room = WIDTH - len(lead)
+        at = line.plain.rfind(" ", len(indent), room + 1)
+        at = room if at < 0 else at
+        pieces.append(Text(lead) + line[:at])
+        line = line[at:]
+        line = line[len(line.plain) - len(line.plain.lstrip()) :]
+        lead = indent
+    return [*pieces, Text(lead) + line]
+
+
+def painted(name: str, text: Text) -> str:
     """Return ``text`` as a terminal window in SVG."""
-    width = max(map(len, text.plain.splitlines()))
     console = Console(
-        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(wrapped(text), highlight=False, soft_wrap=True)
     svg = console.export_svg(
         title="manage.py demo",
         theme=DARK,
         code_format=FORMAT.format(description=escape(text.plain).replace("{", "{{")),
-        unique_id="demo",
+        unique_id=Path(name).stem,
     )
     return re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
 
@@ -125,10 +154,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it differs")
-    if not parser.parse_args().check:
-        PICTURE.write_text(painted(shown("--force-color")), encoding="utf-8")
-    elif described(PICTURE.read_text(encoding="utf-8")) != shown("--no-color").plain:
-        sys.exit(f"The demo prints something else than {PICTURE.name}: run python {sys.argv[0]}.")
+    is_check = parser.parse_args().check
+    text = demo("--no-color" if is_check else "--force-color")
+    for name in PICTURES:
+        picture = DOCS / name
+        part = shown(name, text)
+        if not is_check:
+            picture.write_text(painted(name, part), encoding="utf-8")
+        elif described(picture.read_text(encoding="utf-8")) != part.plain:
+            sys.exit(f"The demo no longer prints what {name} shows: run python {sys.argv[0]}.")
 
 
 if __name__ == "__main__":

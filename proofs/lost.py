@@ -87,7 +87,7 @@ IDENTITIES = """
 """
 DEFINITIONS = """
     SELECT table_name, column_name, data_type, is_nullable, column_default, identity_generation,
-           pg_get_serial_sequence(quote_ident(table_name), column_name)
+           pg_get_serial_sequence(quote_ident(table_name), column_name) IS NOT NULL
     FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2
 """
 # What pgloader is told, whether SQLite's tables are without AUTOINCREMENT, and what that loses.

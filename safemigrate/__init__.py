@@ -1,4 +1,4 @@
-"""Migrate although a PostgreSQL sequence has fallen behind its table."""
+"""A ``migrate`` for PostgreSQL that fixes sequences behind their tables, and carries on."""
 
 from safemigrate.heal.block import Note, Report, Resync, healing
 

@@ -1,26 +1,58 @@
-"""Django system checks: is ``safemigrate`` ours, are sequences behind, are defaults lost?"""
+"""Django system checks: settings, whose the command is, what is behind, what tables lost."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.core import checks, management
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
 from django.db import connections
 
+from safemigrate import conf
 from safemigrate.sequences.expected import losses, needs_of_apps
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PACKAGE = "safemigrate"
-# So many sequences are named; the command names them all.
+# At most this many sequences are named; the command names them all.
 NAMED = 10
 
 
+def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Report every setting that a command would refuse, and every name that is no setting."""
+    known = [f"SAFEMIGRATE_{reader.__name__.upper()}" for reader in conf.READERS]
+    unknown = {name for name in dir(settings) if name.startswith("SAFEMIGRATE_")} - {*known}
+    return [
+        *(
+            checks.Error(refusal, id="safemigrate.E001")
+            for refusal in map(_refusal, conf.READERS)
+            if refusal
+        ),
+        *(
+            checks.Warning(
+                f"safemigrate has no setting {name}.",
+                hint=f"The settings are {', '.join(known)}.",
+                id="safemigrate.W005",
+            )
+            for name in sorted(unknown)
+        ),
+    ]
+
+
+def _refusal(reader: Callable[[], object]) -> str:
+    try:
+        reader()
+    except ImproperlyConfigured as error:
+        return str(error)
+    return ""
+
+
 def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """Say so where another app's command has the name ``safemigrate``."""
+    """Warn if ``safemigrate`` is another app's command."""
     command: str | BaseCommand | None = management.get_commands().get(PACKAGE)
     owner = type(command).__module__ if isinstance(command, BaseCommand) else command
     if owner is None or owner == PACKAGE or owner.startswith(f"{PACKAGE}."):
@@ -66,7 +98,7 @@ def check_losses(
         checks.Warning(
             f"Tables of the database {alias!r} have lost what their models need: {names}.",
             hint=f"Run 'manage.py resyncsequences --check --database {alias}'.",
-            id="safemigrate.W004",
+            id="safemigrate.W006",
         )
         for alias in databases or ()
         if (names := _some(_lost(alias)))
@@ -88,6 +120,7 @@ def _some(names: Iterable[str]) -> str:
 
 def register() -> None:
     """Register the checks; those that ask databases are for ``check --deploy --database``."""
+    checks.register(check_settings)
     checks.register(check_command)
     checks.register(check_sequences, checks.Tags.database, deploy=True)
     checks.register(check_losses, checks.Tags.database, deploy=True)

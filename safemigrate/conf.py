@@ -1,4 +1,4 @@
-"""The settings, each read when it is asked for, so that ``override_settings`` just works."""
+"""The settings, each read when it is needed, so that ``override_settings`` just works."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def lock_wait() -> int:
 def wait_for_database() -> int:
     """``SAFEMIGRATE_WAIT_FOR_DATABASE``: how many seconds to wait for a database to be up (0)."""
     return _whole_number("SAFEMIGRATE_WAIT_FOR_DATABASE", 0)
+
+
+# What a system check calls, so that a wrong setting is found before a deploy.
+READERS = (max_retries, heal, lock, lock_wait, wait_for_database)
 
 
 def _whole_number(name: str, default: int) -> int:

@@ -1,7 +1,7 @@
-"""All that differs between psycopg2 and psycopg 3, and what only the driver knows of a session.
+"""Everything that differs between psycopg2 and psycopg 3, and what only the driver knows.
 
-What is sent from here passes no execute wrapper, no query log and no cursor class of the project's:
-those see the statements that ``migrate`` would have sent, and no others.
+What is sent from here bypasses the project's execute wrappers, query log and cursor classes: they
+see the statements that ``migrate`` would have sent, and no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # libpq's transaction states.
 IDLE, ACTIVE, IN_TRANSACTION, FAILED, UNKNOWN = range(5)
-# psycopg2's own idea of a connection on which it has begun no transaction.
+# psycopg2's own status of a connection on which it has begun no transaction.
 PSYCOPG2_READY = 1
 
 
@@ -79,7 +79,7 @@ def cursor(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     try:
         yield ours
     finally:
-        with suppress(Exception):  # the connection may be gone, which the block has said
+        with suppress(Exception):  # the connection may be gone, and the block has raised that
             ours.close()
 
 
@@ -96,7 +96,7 @@ def is_closed(connection: BaseDatabaseWrapper) -> bool:
 def deadline(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
     """Cut the connection if the block takes longer; what waits for the server then fails.
 
-    Neither driver has a time limit of the client's for a statement.
+    Neither driver has a client-side time limit for a statement.
     """
     if seconds is None:
         yield
@@ -116,11 +116,11 @@ def deadline(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator
 def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     """Wrap the block in a transaction of its own; the server must be IDLE, whatever Django thinks.
 
-    A transaction that the driver would begin with the project's next statement is still to come:
-    nothing of this one is in it.
+    The transaction that the driver will begin with the project's next statement is a later one, and
+    includes nothing of this one.
     """
     driver = connection.connection
-    # psycopg2 takes a transaction for open that the project's own COMMIT has ended.
+    # psycopg2 does not notice that the project's own COMMIT has ended a transaction.
     would_begin = not driver.autocommit and getattr(driver, "status", PSYCOPG2_READY) == (
         PSYCOPG2_READY
     )
@@ -171,7 +171,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def is_of_the_connection(error: BaseException) -> bool:
-    """Tell whether the server has not said it: psycopg2 reports a lost one in any class."""
+    """Tell whether the server did not send it: psycopg2 uses any class for a lost connection."""
     return isinstance(error, (OperationalError, InterfaceError)) or sqlstate(error) is None
 
 
@@ -181,7 +181,7 @@ def diagnostics(error: BaseException) -> Any:
 
 
 def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether no signal handler of Python's runs while a statement does."""
+    """Tell whether Python's signal handlers have to wait until a statement has ended."""
     return connection.vendor == "postgresql" and not is_psycopg3
 
 
@@ -205,7 +205,7 @@ def takes_backslashes_literally(connection: BaseDatabaseWrapper) -> bool:
 
 
 def backend_pid(driver: Any) -> int:
-    """Return the pid of a connection's backend as its client knows it; a pooler makes one up."""
+    """Return the pid of the backend as the client was told it; a pooler makes one up."""
     try:
         return int(driver.info.backend_pid or 0)
     except Exception:  # noqa: BLE001 - the driver's own, when the connection is lost

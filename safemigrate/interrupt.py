@@ -1,8 +1,8 @@
 """End a run that is told to stop, by SIGTERM as by Ctrl-C.
 
-As the first process of a container Python is not ended by SIGTERM at all, and elsewhere without a
-word to the server. psycopg 3 cancels its statement when a KeyboardInterrupt comes; psycopg2 waits
-in C, where no handler of Python's runs until the server has answered.
+As the first process of a container, Python ignores SIGTERM; elsewhere it ends without telling the
+server. psycopg 3 cancels its statement on KeyboardInterrupt. psycopg2 waits in C, where none of
+Python's handlers runs until the server has answered.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ CANCEL_EVERY = 0.1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends what KeyboardInterrupt ends."""
+    """SIGTERM: it ends whatever KeyboardInterrupt would end."""
 
     status = 128 + signal.SIGTERM
 
 
 @contextmanager
 def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Raise Terminated on SIGTERM, and let neither it nor Ctrl-C wait for a statement's end.
+    """Raise Terminated on SIGTERM, and let neither it nor Ctrl-C wait for a statement to end.
 
-    Only in the main thread, and not where the process has a handler of its own.
+    Only in the main thread, and only if the process has no handler of its own.
     """
     is_ours = (
         threading.current_thread() is threading.main_thread()
@@ -61,9 +61,9 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 
 class _Canceller:
-    """A thread that cancels the statement that the main thread waits for once a signal has come.
+    """A thread that, on a signal, cancels the statement that the main thread is waiting for.
 
-    Python writes the signal's number to a socket at once, whatever the main thread does.
+    Python writes the signal's number to a socket at once, whatever the main thread is doing.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -90,7 +90,7 @@ class _Canceller:
                 self._cancel()
 
     def _cancel(self) -> None:
-        """Cancel what runs; once more where it was not running yet."""
+        """Cancel the statement that is running, or that starts within a moment."""
         for _ in range(2):
             with suppress(Exception):  # the connection may be gone
                 if driver.transaction_status(self.connection) == driver.ACTIVE:

@@ -22,8 +22,8 @@ logger.addHandler(logging.NullHandler())
 class Resync:
     """A sequence that was moved past the keys it feeds.
 
-    ``before`` and ``after`` are its next value before the resync and after it. ``retried`` tells
-    whether a statement had failed and was sent again.
+    ``before`` and ``after`` are its next value before and after the resync. ``retried`` tells
+    whether a statement had failed and was retried.
     """
 
     using: str
@@ -46,8 +46,8 @@ class Resync:
 class Note:
     """Something that was found and left as it is; ``text`` says what to type.
 
-    ``is_fatal`` tells that it explains the error that the run is about to end with, ``is_expected``
-    that nothing has to be done about it unless such an error comes.
+    If ``is_fatal``, it explains the error that the run is about to end with. If ``is_expected``,
+    nothing needs to be done about it unless there is such an error.
     """
 
     using: str
@@ -66,7 +66,7 @@ class Report:
     resyncs: list[Resync] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     tell: Callable[[Resync | Note], None] | None = None
-    # Where each resync is printed, a log on the same terminal need not say it once more.
+    # If each resync is printed, a log on the same terminal need not repeat it.
     log_level: int = logging.INFO
 
     def add(self, event: Resync | Note) -> None:
@@ -89,7 +89,7 @@ class Audience:
     def tell_of(
         self, finding: Finding, *, is_retried: bool = False, is_expected: bool = False
     ) -> None:
-        """Tell of a sequence that was moved, or was found behind or could not be checked."""
+        """Report a sequence that was moved, was found behind, or could not be checked."""
         if finding.moved_to is not None:
             self._tell_resync(finding, is_retried=is_retried)
         elif finding.is_behind:
@@ -120,7 +120,7 @@ class Audience:
             report.add(event)
 
     def note(self, text: str, *, is_fatal: bool = False, is_expected: bool = False) -> None:
-        """Tell, once, what was found and left as it is."""
+        """Report, once, what was found and left as it is."""
         if text not in self._noted:
             self._noted.add(text)
             level = logging.INFO if is_expected else logging.WARNING
@@ -128,7 +128,7 @@ class Audience:
             self._add(Note(self.using, text, is_fatal=is_fatal, is_expected=is_expected))
 
     def explain(self, error: BaseException, text: str) -> None:
-        """Attach ``text`` to ``error``, which says it wherever it gets out."""
+        """Attach ``text`` to ``error``, so that it is shown wherever the error ends up."""
         if text:
             if hasattr(error, "add_note"):
                 error.add_note(f"safemigrate: {text}")
@@ -136,7 +136,7 @@ class Audience:
             error.safemigrate_notes = notes  # type: ignore[attr-defined]
 
     def tell_why(self, leaving: BaseException) -> None:
-        """Tell what is known of the error that the run ends with, and of those behind it."""
+        """Report the notes on the error that the run ends with, and on those that caused it."""
         for error in chain(leaving):
             for using, text in _notes(error):
                 if using == self.using:
@@ -144,7 +144,7 @@ class Audience:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those behind it, each once."""
+    """Yield an error and those that caused it, each once."""
     met: list[BaseException] = []
     while error is not None and error not in met:
         met.append(error)
@@ -153,5 +153,5 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _notes(error: BaseException) -> tuple[tuple[str, str], ...]:
-    # Python has notes of its own from 3.11 on, and other people's among them.
+    # Not Python's own notes, which came with 3.11 and may be other people's.
     return getattr(error, "safemigrate_notes", ())

@@ -1,15 +1,15 @@
-"""The little that is read of a statement's text as a whole: its verb, and whether it is alone.
+"""What is read of a whole text: its words, and whether it is a single statement.
 
-Asked only of a statement that has failed, by PostgreSQL's own lexical rules: sqlparse, which Django
-brings, takes the ``\\'`` of a standard string for an escaped quote and ends a nested comment early,
-so that a COMMIT could hide from it.
+This is only done for a statement that has failed, and by PostgreSQL's own lexical rules. sqlparse,
+which comes with Django, takes the ``\\'`` of a standard string for an escaped quote and ends a
+nested comment too early, so that a COMMIT could hide from it.
 """
 
 from __future__ import annotations
 
 import re
 
-# What a semicolon may stand in without ending a statement; anything else is passed over.
+# What a semicolon may be part of without ending a statement; anything else is skipped.
 _LITERAL = re.compile(
     r"""
       --[^\n\r]*
@@ -30,7 +30,7 @@ _COMMENT_EDGE = re.compile(r"/\*|\*/")
 def words_of_one_statement(sql: str) -> list[str] | None:
     """Return the words of ``sql``, in lower case, outside of its literals and quoted names.
 
-    Returns None where it holds several statements, or none that can be told apart.
+    Returns None if it holds several statements, or if their ends cannot be found.
     """
     words: list[str] = []
     has_ended = False
@@ -50,7 +50,7 @@ def words_of_one_statement(sql: str) -> list[str] | None:
 
 
 def _end_of_comment(sql: str, position: int) -> int:
-    """Return where the comment that is open at ``position`` ends, or -1."""
+    """Return the end of the comment that is open at ``position``, or -1 if it has none."""
     depth = 1
     while depth:
         edge = _COMMENT_EDGE.search(sql, position)

@@ -1,4 +1,4 @@
-"""The system checks: whose command it is (W001), and which sequences are behind (W002)."""
+"""The system checks: settings (E001, W005), whose command it is (W001), what is behind (W002)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,69 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core import management
-from django.core.checks import run_checks
+from django.core.checks import CheckMessage, run_checks
 from django.core.management import BaseCommand, call_command
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 
+from safemigrate import conf
 from safemigrate.checks import check_command, check_sequences
 from tests.support.databases import behind, execute, put_behind
 
 if TYPE_CHECKING:
     from tests.support.project import Project
+
+
+def of_settings(**settings: Any) -> list[CheckMessage]:
+    with override_settings(**settings):
+        return [
+            each for each in run_checks() if each.id in ("safemigrate.E001", "safemigrate.W005")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SAFEMIGRATE_MAX_RETRIES", -1, "must be a whole number, 0 or more, not -1."),
+        ("SAFEMIGRATE_HEAL", "no", "must be True or False, not 'no'."),
+        ("SAFEMIGRATE_LOCK", 0, "must be True or False, not 0."),
+        ("SAFEMIGRATE_LOCK_WAIT", "600", "must be a whole number, 0 or more, not '600'."),
+        ("SAFEMIGRATE_WAIT_FOR_DATABASE", 1.5, "must be a whole number, 0 or more, not 1.5."),
+    ],
+)
+def test_a_setting_that_cannot_be_used(name: str, value: Any, said: str) -> None:
+    (error,) = of_settings(**{name: value})
+    assert (error.id, error.msg) == ("safemigrate.E001", f"{name} {said}")
+    with (
+        override_settings(**{name: value}),
+        pytest.raises(management.CommandError, match=r"safemigrate\.E001"),
+    ):
+        call_command("check", stderr=io.StringIO())
+
+
+def test_all_of_them_at_once() -> None:
+    found = of_settings(SAFEMIGRATE_HEAL=1, SAFEMIGRATE_LOCK=1)
+    assert [each.id for each in found] == ["safemigrate.E001", "safemigrate.E001"]
+
+
+def test_a_setting_that_there_is_not() -> None:
+    (warning,) = of_settings(SAFEMIGRATE_MAX_RETRY=5)
+    assert warning.id == "safemigrate.W005"
+    assert warning.msg == "safemigrate has no setting SAFEMIGRATE_MAX_RETRY."
+    assert "SAFEMIGRATE_MAX_RETRIES" in str(warning.hint)
+
+
+def test_settings_that_can_be_used() -> None:
+    assert of_settings() == []
+    assert of_settings(SAFEMIGRATE_HEAL=False, SAFEMIGRATE_LOCK_WAIT=0, SAFEMIGRATE=1) == []
+
+
+def test_every_setting_is_checked() -> None:
+    readers = {
+        reader
+        for name, reader in vars(conf).items()
+        if getattr(reader, "__module__", "") == conf.__name__ and name[0] != "_"
+    }
+    assert readers == set(conf.READERS)
 
 
 def test_our_own_command() -> None:

@@ -1,12 +1,12 @@
 """``healing()``: run a block that no sequence behind its table can stop, or silently cut short.
 
-It puts an execute wrapper (Django's "database instrumentation") on the PostgreSQL connections of
-this thread, and takes it away again.
+It installs an execute wrapper (Django's "database instrumentation") on this thread's PostgreSQL
+connections, and removes it again.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,6 +20,7 @@ from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -34,19 +35,19 @@ def healing(
     heal: bool | None = None,
     tell: Callable[[Resync | Note], None] | None = None,
 ) -> Iterator[Report]:
-    """Resync every sequence that is behind, then keep those in sync that the block disturbs.
+    """Resync every sequence that is behind, and keep in sync those that the block disturbs.
 
     ``using`` is an alias, several, or None for every PostgreSQL database of the settings (those
     that are not connected yet are swept before the first statement that may insert). Only the
-    connections of the current thread are meant. ``max_retries`` is how often a statement that
+    current thread's connections are affected. ``max_retries`` is how often a statement that
     failed in autocommit is retried (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3). With
     ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is changed, only noted. ``tell`` is
-    called with each :class:`Resync` and :class:`Note` as it happens.
+    called with each ``Resync`` and ``Note`` as it happens.
 
     Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.
 
-    Yields a :class:`Report`. Raises ImproperlyConfigured for a setting that can't be used.
+    Yields a ``Report``. Raises ImproperlyConfigured for a setting that can't be used.
     """
     retries = conf.max_retries() if max_retries is None else max_retries
     move = conf.heal() if heal is None else heal
@@ -59,12 +60,22 @@ def healing(
 
 
 @contextmanager
-def healing_migrate(report: Report, *, max_retries: int, heal: bool) -> Iterator[None]:
-    """Do the same around ``migrate``: sweep once it has a plan, or is about to insert a row."""
+def healing_migrate(
+    report: Report,
+    *,
+    max_retries: int,
+    heal: bool,
+    sweeping: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[None]:
+    """Do the same for ``migrate``: sweep once it has a plan, or is about to insert a row.
+
+    ``sweeping()`` is entered while the sequences are checked before the first migration.
+    """
 
     def sweep(using: str, plan: Any, **kwargs: Any) -> None:
         if plan and (wrapper := _wrapper_of(connections[using])):
-            wrapper.sweep()
+            with sweeping():
+                wrapper.sweep()
 
     with _wrapped(None, report, max_retries, move=heal):
         pre_migrate.connect(sweep)
@@ -78,7 +89,7 @@ def healing_migrate(report: Report, *, max_retries: int, heal: bool) -> Iterator
 def _wrapped(
     using: str | Iterable[str] | None, report: Report, retries: int, *, move: bool
 ) -> Iterator[list[Wrapper]]:
-    """Give those wrappers that no outer block has put on already."""
+    """Yield the wrappers that no outer block has installed already."""
     with ExitStack() as stack:
         wrappers = []
         for connection in _connections(using):
@@ -119,7 +130,7 @@ def _installed(wrapper: Wrapper) -> Iterator[None]:
     try:
         yield
     finally:
-        # By identity: leaving connection.execute_wrapper() takes off whichever stands last.
+        # Not connection.execute_wrapper(), which removes whichever comes last when it ends.
         if wrapper in connection.execute_wrappers:
             connection.execute_wrappers.remove(wrapper)
 

@@ -1,4 +1,4 @@
-"""Judge an IntegrityError: whose doing is it, and can a resync cure it?"""
+"""Judge an IntegrityError: what caused it, and can a resync cure it?"""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DUPLICATES = (
     "involved: find the rows with GROUP BY … HAVING count(*) > 1 and remove or change them."
 )
 CONCURRENT_DDL = (
-    "Two sessions created the same object at once. Let one of them migrate at a time, and run the "
-    "command again."
+    "Two sessions created the same object at once. Let only one of them migrate at a time, and run "
+    "the command again."
 )
 GENUINE = (
-    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement "
-    "supplied this value itself, or a trigger or function that it calls."
+    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement, "
+    "or a trigger or function that it calls, supplied this value itself."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
@@ -44,9 +44,9 @@ LATER = "After the rollback, check {table} with: python manage.py resyncsequence
 
 @dataclass(frozen=True)
 class Collision:
-    """A violation as the server reported it; ``schema`` is None where only text was left.
+    """A violation as the server reported it; ``schema`` is None if only its text was available.
 
-    ``is_of_stored_rows`` tells that no row was added: an index was to be built over duplicates.
+    ``is_of_stored_rows`` means that no row was added: an index was to be built over duplicates.
     """
 
     schema: str | None
@@ -59,7 +59,7 @@ class Collision:
 
 
 def collision_of(error: BaseException) -> Collision | None:
-    """Return what ``error`` collided with, or None where it is no such violation.
+    """Return what ``error`` collided with, or None if it is not such a violation.
 
     The error object is asked, not its text: messages are translated and names are cut. Only an
     error that carries no diagnostics at all is searched for the ``"…_pkey"`` of PostgreSQL's
@@ -82,7 +82,7 @@ def collision_of(error: BaseException) -> Collision | None:
 
 
 def why_not_retried(sql: Any, connection: BaseDatabaseWrapper, *, many: bool, retries: int) -> str:
-    """Say why a statement that failed in autocommit is not sent again; empty where it is."""
+    """Say why a statement that failed in autocommit is not retried; empty if it is."""
     if retries == 0:
         return "retries are off"
     if driver.commits_each_row(many):
@@ -108,8 +108,8 @@ class Judge:
     def heals(self, error: BaseException, *, refusal: str = "") -> bool:
         """Resync what ``error`` collided on; return whether a sequence moved. Never raises.
 
-        Otherwise, and where a ``refusal`` keeps the statement from being retried, the error is
-        given a note.
+        Otherwise, or if a ``refusal`` keeps the statement from being retried, the error gets a
+        note.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
@@ -135,7 +135,7 @@ class Judge:
         return has_moved
 
     def explain(self, leaving: BaseException) -> None:
-        """Give the collisions behind ``leaving``, which no retry has judged, a note each."""
+        """Add a note to each collision behind ``leaving`` that no retry has judged."""
         for error in chain(leaving):
             using = getattr(error, "safemigrate_using", self._connection.alias)
             if using != self._connection.alias or getattr(error, "safemigrate_notes", ()):

@@ -1,9 +1,9 @@
 """Read the heads of statements: which columns of which tables they are about to write.
 
 Reading only saves work. It tells which tables the run has disturbed, so that the others need no
-second check; a text that is misread costs a check too many, or ends where ``migrate`` ends on a
-database in sync. Hence no lexer: what follows VALUES is never read, and a literal is not told from
-the statement around it.
+second check. If a text is misread, there is one check too many, or the run ends as ``migrate`` ends
+on a database in sync. Hence there is no lexer: what follows VALUES is never read, and literals are
+not distinguished from the statement around them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Texts up to this length are remembered once read; longer ones (bulk inserts) seldom come twice.
+# Texts up to this length are cached; longer ones (bulk inserts) are seldom sent twice.
 REMEMBERED_LENGTH = 20_000
 
 _GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"

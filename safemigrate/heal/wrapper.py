@@ -115,19 +115,19 @@ class Wrapper:
                 self.audience.tell_of(finding)
 
     def _can_send(self) -> bool:
-        """Tell whether a statement of ours would be heard, and would not be in the way."""
+        """Tell whether a statement of ours can be sent, and would not get in the way."""
         return not driver.is_closed(self.connection) and driver.transaction_status(
             self.connection
         ) in (driver.IDLE, driver.IN_TRANSACTION)
 
     @contextmanager
     def _contained(self, what: str) -> Iterator[None]:
-        """Let no failure of ours become the run's: it goes on as ``migrate``."""
+        """Note a failure of ours and go on as ``migrate`` would."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the run goes on, with a note
             if isinstance(error, Error) and driver.is_closed(self.connection):
-                return  # the statement itself will say so
+                return  # the statement itself will report that
             self.audience.note(f"{what[:1].upper()}{what[1:]}: {str(error).strip()}")
 
     # After one that failed in autocommit.
@@ -140,7 +140,7 @@ class Wrapper:
             raise failure
 
         def send_again() -> Any:
-            # A text that was misread, and is several statements, fails as a whole.
+            # If the text was misread and is several statements, they fail as a whole.
             with driver.transaction(self.connection):
                 return send()
 
@@ -156,7 +156,7 @@ class Wrapper:
     # At the end of the run.
 
     def conclude(self, leaving: BaseException) -> None:
-        """Say what is known of the error that the run ends with, and resync what caused it."""
+        """Explain the error that the run ends with, and resync what caused it."""
         with self._contained("the failed constraint could not be checked"):
             self._judge.explain(leaving)
         self.audience.tell_why(leaving)

@@ -1,4 +1,4 @@
-"""Who holds the migration lock, as far as the server shows it, and what to do about that."""
+"""Who holds the migration lock, as far as the server shows it, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NAME = re.compile(
     r"safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)", re.ASCII
 )
 
-# Of other roles' sessions everyone is shown the role and the application's name, and no more. The
-# name could be anybody's, and the number of a pooler's making: the backend is in our database.
+# Of other roles' sessions, everyone sees the role and the application's name, and nothing else. The
+# name may be anybody's, and the pid in it a pooler's: so the backend must be in our database.
 WHO_HOLDS_IT = """
 SELECT session.pid,
        session.usename AS role,
@@ -45,7 +45,7 @@ SELECT session.pid,
    AND lock.objid::pg_catalog.int8 = %s
 """
 
-# The verb, and a table where it comes next: no more of a statement, for the rest may be secret.
+# The verb, and the table if it comes next: no more of a statement, for the rest may be secret.
 HEAD = re.compile(
     r"""
     (?:INSERT\s+INTO | UPDATE | DELETE\s+FROM | (?:ALTER|CREATE|DROP|TRUNCATE)\s+TABLE)
@@ -59,9 +59,9 @@ HEAD = re.compile(
 
 @dataclass(frozen=True)
 class Holder:
-    """A session that holds the migration lock; ``token`` is empty where it is no run of ours.
+    """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
-    ``worker`` is the backend that migrates for it, None where this role or a pooler hides it.
+    ``worker`` is the backend that migrates for it, or None if a pooler or privileges hide it.
     """
 
     pid: int | None = None
@@ -78,7 +78,7 @@ class Holder:
         return self.token.partition("_")[0]
 
     def advice(self) -> str:
-        """Say how to end the run: its lock's own session must outlive the one that migrates."""
+        """Say how to end the run: the session of its lock must outlive the one that migrates."""
         if not self.token:
             return "Find out what that session is for, and have it ended."
         if self.worker:
@@ -152,7 +152,7 @@ def head(sql: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return what any terminal and any encoding of stdout can show."""
+    """Return the text as any terminal and any encoding of stdout can show it."""
     return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)
 
 

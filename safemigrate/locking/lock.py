@@ -1,9 +1,10 @@
 """
 The migration lock: one run migrates a database, the others wait for it.
 
-It is a transaction-level advisory lock on a connection of its own. It is polled for: the snapshot
-of one that waits in the server would deadlock with CREATE INDEX CONCURRENTLY. It goes when the
-process has ended, and whatever was forked from it. It is no fence: see ``watching``.
+It is a transaction-level advisory lock on a connection of its own. It is polled: the snapshot of a
+session that waited for it in the server would deadlock with CREATE INDEX CONCURRENTLY. It is
+released when the process and its forks have ended. It does not stop a run that has lost it: see
+``watching``.
 """
 
 from __future__ import annotations
@@ -44,31 +45,31 @@ if TYPE_CHECKING:
 
 # The first of the lock's two numbers; the second is that of the schema of django_migrations.
 KEY = int.from_bytes(b"safe", "big")
-# So many seconds an answer may take in any case; and the first one that a pooler has to send.
+# Seconds that an answer may always take; and those that a pooler's first answer may take at most.
 SHORTEST_ANSWER, LONGEST_ANSWER = 5.0, 30.0
 
 Address = tuple[str, ...]
 
 
 class LockError(Exception):
-    """The migration lock was not had; the message says why and what to do."""
+    """The migration lock could not be taken; the message says why, and what to do."""
 
 
 class LockUnavailableError(LockError):
-    """There is no migration lock to be had here: no second connection, or no privilege."""
+    """The migration lock cannot be taken here: no second connection, or no privilege."""
 
     def __init__(self, alias: str, reason: BaseException | None) -> None:
         super().__init__(
             f'Could not take the migration lock of database "{alias}": '
             f"{printable(first_line(reason))}\n"
-            "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. What is "
-            "short may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
-            "Or run with --no-lock, and see to it that no other run is under way."
+            "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. The "
+            "limit may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
+            "If no other run is under way, use --no-lock."
         )
 
 
 class LockTimeoutError(LockError):
-    """Somebody else still held the migration lock when patience was over."""
+    """Somebody else still held the migration lock when the patience ran out."""
 
     def __init__(self, alias: str, patience: float, holder: Holder) -> None:
         self.holder = holder
@@ -76,7 +77,7 @@ class LockTimeoutError(LockError):
             f'Gave up after {patience:g} s: the migration lock of database "{alias}" is held by '
             f"{holder}.\n"
             f"Wait longer with --lock-wait. {printable(holder.advice())} "
-            "With --no-lock two runs migrate at once."
+            "With --no-lock, two runs would migrate at once."
         )
 
 
@@ -98,14 +99,14 @@ class LockLostError(LockError):
 
     def __init__(self, alias: str, why: str) -> None:
         super().__init__(
-            f'Stopped: the migration lock of database "{alias}" was lost on the way, {why}.\n'
+            f'Stopped: the migration lock of database "{alias}" was lost during the run, {why}.\n'
             "What was applied so far is recorded. Run safemigrate again."
         )
 
 
 @dataclass
 class MigrationLock:
-    """What became of asking: a nested run has not ``taken`` it; ``lost`` is known at the end."""
+    """The lock as a run has it: a nested run has not ``taken`` it; ``lost`` is known at the end."""
 
     taken: bool
     lost: bool = False
@@ -114,7 +115,7 @@ class MigrationLock:
     def check(self) -> bool:
         """Return whether the lock was held all along; if it wasn't, it has been taken again.
 
-        Raises LockLostError where it can't be. Costs one round trip on the lock's connection.
+        Raises LockLostError if it can't be. Costs one round trip on the lock's connection.
         """
         return self._lock is None or self._lock.check()
 
@@ -130,10 +131,10 @@ def migration_lock(
     """
     Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
 
-    Raise LockTimeoutError when somebody else keeps it, LockHeldByParentError where that would be
-    the run that has started this one, LockUnavailableError where there is no lock to be had, and
-    the connection's own error where it cannot connect. A run inside the holder's own, in a forked
-    or spawned child too, passes at once; on another vendor's database every run does.
+    Raise LockTimeoutError if somebody else keeps it, LockHeldByParentError if that is the run that
+    has started this one, LockUnavailableError if it cannot be taken here, and the connection's own
+    error if it cannot connect. A run inside the holder's own passes at once, in a forked or spawned
+    child as well; so does every run on another vendor's database.
     """
     if connection.vendor != "postgresql" or _is_held_by_kin(connection):
         yield MigrationLock(taken=False)
@@ -158,7 +159,7 @@ def migration_lock(
 
 @dataclass
 class _Held:
-    """A lock of this process, and the threads that were there before it was taken."""
+    """A lock of this process, and the threads that existed before it was taken."""
 
     address: Address
     bystanders: WeakSet[Thread]
@@ -174,13 +175,13 @@ def _is_held_by_kin(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _is_kin(token: str) -> bool:
-    """Tell whether the lock is this context's or an ancestor process's; not another thread's."""
+    """Tell whether the lock is this context's or an ancestor process's, but no other thread's."""
     spawned = _variable(token) in os.environ and token.partition("_")[0] != str(os.getpid())
     return spawned or token in _mine.get()
 
 
 def _is_parent(holder: Holder) -> bool:
-    """Tell whether the holder has started this thread or process, which knows nothing of it."""
+    """Tell whether the holder started this thread or process, which does not know that."""
     if held := _held.get(holder.token):
         return current_thread() not in held.bystanders
     return (
@@ -191,7 +192,7 @@ def _is_parent(holder: Holder) -> bool:
 
 
 def _ancestors() -> Iterator[int]:
-    """List the processes above this one, but for the first: each container has one of its own."""
+    """Yield the processes above this one, except 1, which each container has for itself."""
     pid = os.getppid()
     while pid > 1:
         yield pid
@@ -277,7 +278,7 @@ LOCAL_SETTINGS = {
 
 
 class _TryAgainError(Exception):
-    """The lock's connection could not be had, or was lost: its cause says why."""
+    """The lock's connection could not be opened, or was lost: its cause says why."""
 
 
 class _Lock:
@@ -304,7 +305,7 @@ class _Lock:
     # Taking it.
 
     def take(self, tell: Callable[[str], None]) -> bool:
-        """Return whether the lock was taken: False where it is kin's already."""
+        """Return whether the lock was taken: False if this run's family holds it already."""
         was_closed = self.migrating.connection is None
         has_waited = False
         self.migrating.ensure_connection()
@@ -354,7 +355,7 @@ class _Lock:
         )
 
     def _attempt(self) -> Holder | None:
-        """Take the lock, or return its holder; between two attempts no transaction is open."""
+        """Take the lock, or return its holder. No transaction is open between two attempts."""
         with self._trying_again():
             holder = self._ask()
         if holder and not _is_kin(holder.token):
@@ -392,7 +393,7 @@ class _Lock:
         return name_of_run(self.token, driver.backend_pid(self.migrating.connection))
 
     def _let_finish(self, rival: Holder, telling: Telling) -> None:
-        """Wait until the transaction of a run that has ended, or lost the lock, is over, too."""
+        """Wait for the transaction of a run that has ended, or lost the lock, to end as well."""
         if rival.worker:
             with suppress(Error):  # a lost lock is told by check() and release()
                 self._retrying(bool, telling)(self._is_busy, rival.worker)
@@ -402,7 +403,7 @@ class _Lock:
             return bool(ours.row(IS_IN_A_TRANSACTION, [backend]).is_busy)
 
     def _reconnect(self) -> None:
-        """Open the migrating connection again, which waiting, or the server's restart, has cut."""
+        """Reopen the migrating connection, if the wait or the server's restart has closed it."""
         connection = self.migrating
         if connection.in_atomic_block:
             return
@@ -416,7 +417,7 @@ class _Lock:
         self.follow(connection)
 
     def _prove(self) -> None:
-        """See to it that a pooler lends a second connection while the lock keeps the first."""
+        """Make sure that a pooler lends a second connection while the lock keeps the first."""
         connection = self.migrating
         if not self.is_pooled or connection.in_atomic_block:
             return
@@ -431,7 +432,7 @@ class _Lock:
     # Holding it.
 
     def follow(self, connection: BaseDatabaseWrapper, **_: object) -> None:
-        """Show the waiting the backend of a migrating connection that was opened anew."""
+        """Show to waiting runs the backend of a migrating connection that was reopened."""
         if os.getpid() != self.process or connection.connection is not self.migrating.connection:
             return
         with suppress(Error), driver.cursor(self.twin) as ours:
@@ -469,7 +470,7 @@ class _Lock:
             raise LockLostError(self.alias, why)
 
     def release(self) -> bool:
-        """Give the lock back; return False if it was lost on the way, and nobody was told."""
+        """Release the lock; return False if it was lost during the run and nobody was told."""
         if os.getpid() != self.process or self.is_given_up:
             return True
         try:

@@ -1,4 +1,4 @@
-"""Wait until a database accepts connections; and the patience that the lock shares."""
+"""Wait until a database accepts connections; and what the migration lock's waiting shares."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 TELL_EVERY = 15.0
 LONGEST_PAUSE = 3.0
 LONGEST_ATTEMPT = 10
-# libpq takes less for two seconds.
+# libpq takes anything less for two seconds.
 SHORTEST_ATTEMPT = 2
-# What concerns the driver's objects, or shares them, and not how the server is reached.
+# Options that are about the driver's objects, and not about how to reach the server.
 NOT_FOR_A_TWIN = (
     "connection_factory",
     "cursor_factory",
@@ -44,11 +44,11 @@ def wait_for_database(
     connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
 ) -> None:
     """
-    Return once the database answers; not at all asked with a patience of 0 seconds.
+    Return once the database answers. With a patience of 0 seconds it is not asked at all.
 
-    Every OperationalError on connecting is retried, a wrong password too: the drivers give no
-    SQLSTATE for it, its text is in the server's language, and a server that is being set up refuses
-    what it accepts a moment later. When patience is over the last one passes as it is.
+    Every OperationalError on connecting is retried, even a wrong password: the drivers give no
+    SQLSTATE for it, its text is in the server's language, and a server that is being set up may
+    refuse what it accepts a moment later. When the patience runs out, the last error is raised.
     """
     if patience <= 0:
         return
@@ -70,7 +70,7 @@ def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
 
 
 def _knock(probe: BaseDatabaseWrapper, patience: float) -> None:
-    """Ask one question: a pooler takes connections while its server is down."""
+    """Send one statement: a pooler accepts connections even while its server is down."""
     if probe.vendor != "postgresql":
         dial(probe)
         probe.close()
@@ -96,7 +96,7 @@ def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
 def dial(wrapper: BaseDatabaseWrapper, *, patience: float | None = None) -> Any:
     """Connect, and nothing more: no ``connection_created``, no time zone, no role, no statement.
 
-    Where a firewall drops packets, an attempt without ``patience`` outlasts minutes.
+    If a firewall drops packets, an attempt without ``patience`` takes minutes.
     """
     if patience is not None:
         options = wrapper.settings_dict["OPTIONS"]
@@ -108,7 +108,7 @@ def dial(wrapper: BaseDatabaseWrapper, *, patience: float | None = None) -> Any:
 
 
 def within(patience: float, wait: wait_base) -> Callable[[RetryCallState], float]:
-    """Return ``wait``, cut so that the last attempt comes when ``patience`` seconds are over."""
+    """Return ``wait``, shortened so that the last attempt comes when ``patience`` runs out."""
 
     def pause(state: RetryCallState) -> float:
         return max(0.0, min(wait(state), patience - (state.seconds_since_start or 0.0)))
@@ -117,7 +117,7 @@ def within(patience: float, wait: wait_base) -> Callable[[RetryCallState], float
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return what fits a notice of the drivers' many-lined connection errors."""
+    """Return what fits into a notice: the drivers' connection errors have many lines."""
     return str(error).strip().partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""Let the server end what a migrating session runs once its client is gone."""
+"""Let the server end a migrating session's statement once its client is gone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# Not behind a pooler, where the backend is another client's in a moment: its pid is not the one
-# that the client was told. Not where the server has it on already.
+# Not behind a pooler, where the backend soon serves another client: its pid is not the one that the
+# client was told. Not if the server has it on already.
 WATCH_THE_CLIENT = """
 SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)
  WHERE pg_catalog.current_setting('client_connection_check_interval', true) = '0'
@@ -36,10 +36,10 @@ def watching(connection: BaseDatabaseWrapper, *, at_once: bool = True) -> Iterat
     """
     Let the server end this session's statement, uncommitted, once its client is gone.
 
-    Without it a killed run's statement goes on and commits. PostgreSQL 14 and later, where the
-    platform has it; of a connection in a transaction, or behind a pooler, the server is not asked.
-    Not ``at_once`` means from the moment that ``migrate`` has a plan, so that a run with nothing
-    to do sends nothing. Connections that the alias opens in the meantime are watched too.
+    Otherwise a killed run's statement goes on, and commits. It takes PostgreSQL 14 or later, on a
+    platform that supports it. Nothing is sent in a transaction or behind a pooler. Without
+    ``at_once``, it starts when ``migrate`` has a plan, so that a run with nothing to do sends
+    nothing. Connections that the alias opens in the meantime are watched, too.
     """
     process = os.getpid()
     watched: list[Any] = []
@@ -67,7 +67,7 @@ def watching(connection: BaseDatabaseWrapper, *, at_once: bool = True) -> Iterat
 
 
 def _set(connection: BaseDatabaseWrapper, sql: str) -> bool:
-    """Send a setting past Django, wrappers and query log; return whether the server took it."""
+    """Send a setting, bypassing Django; return whether the server took it."""
     if connection.in_atomic_block or not connection.autocommit:
         return False
     with suppress(Error), driver.cursor(connection) as ours:

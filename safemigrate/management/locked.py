@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from safemigrate.locking.lock import MigrationLock
 
-# What a migration is while the plan says that it is to be applied, or to be taken back.
+# Whether a migration is recorded before it is applied or unapplied.
 IS_RECORDED = {"apply_start": False, "unapply_start": True}
 
 
@@ -29,10 +29,10 @@ def checking_lock(
     lock: MigrationLock,
     tell: Callable[[str], None],
 ) -> Iterator[None]:
-    """Check the lock before each migration, by the callback that ``migrate`` shows progress with.
+    """Check the lock before each migration, in the callback with which ``migrate`` shows progress.
 
-    A lock that was lost and taken again is enough, unless another run has met the plan's next
-    migration in between. A ``migrate`` without such a callback is checked at the end only.
+    It does no harm if the lock was lost and taken again, unless another run has dealt with the next
+    migration in the meantime. A ``migrate`` without such a callback is only checked at the end.
     """
     progress: Any = getattr(migrate, "migration_progress_callback", None)
     if progress is None or not lock.taken:
@@ -46,7 +46,7 @@ def checking_lock(
                 connection
             ).applied_migrations()
             if recorded is not IS_RECORDED[action]:
-                raise LockLostError(connection.alias, f"and another run has met {migration}")
+                raise LockLostError(connection.alias, f"and another run has dealt with {migration}")
         progress(action, migration, fake)
 
     migrate.migration_progress_callback = checked  # type: ignore[attr-defined]

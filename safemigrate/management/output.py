@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# After so many seconds someone at a terminal wants to know what goes on.
+PATIENCE = 2.0
+
+
+@contextmanager
+def saying_if_slow(text: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell ``text`` if the block is not over after :data:`PATIENCE`."""
+    timer = threading.Timer(PATIENCE, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Lines:
@@ -30,7 +50,7 @@ class Lines:
             self._let_go()
 
     def end(self) -> None:
-        """Write what is still held back, breaking the line that nobody ended."""
+        """Write what is still held back, after ending the unfinished line."""
         if self._held:
             self._stream.write("\n")
             self._let_go()

@@ -39,9 +39,9 @@ def requiring_record() -> Iterator[None]:
             return
         if schema is not None:
             raise CommandError(
-                f"{schema}.django_migrations.id has no default or identity any more, as after a "
-                "restore or a copy that lost it: no migration could be recorded. Nothing was "
-                f"changed. Type: {command_line(using, '--restore-defaults', schema=schema)}"
+                f"{schema}.django_migrations.id has no default or identity, as after a restore or "
+                "a copy that lost it: no migration could be recorded. Nothing was changed. Type: "
+                + command_line(using, "--restore-defaults", schema=schema)
             )
 
     pre_migrate.connect(require)

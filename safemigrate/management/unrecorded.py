@@ -38,7 +38,7 @@ Plan = list[tuple["Migration", bool]]
 def explaining_unrecorded(
     connection: BaseDatabaseWrapper, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Call ``tell`` with what to type where the block fails on such a migration."""
+    """Call ``tell`` with what to type if the block fails on such a migration."""
     plans: list[Plan] = []
 
     def remember(using: str, plan: Plan, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ def _note(migration: Migration, alias: str) -> str:
 
 
 def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:
-    """Return the first migration of ``plan`` not applied, if all that it adds is there."""
+    """Return the first unapplied migration of ``plan``, if everything that it adds is there."""
     loader = MigrationLoader(connection)
     for migration, is_backwards in plan:
         if is_backwards or (migration.app_label, migration.name) in loader.applied_migrations:

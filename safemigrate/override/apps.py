@@ -10,6 +10,10 @@ class OverrideConfig(AppConfig):
     verbose_name = "Safe migrate as migrate"
 
     def ready(self) -> None:
-        from .checks import migrate_is_ours  # noqa: PLC0415 - only where the app is in use
+        from .checks import (  # noqa: PLC0415 - only where the app is in use
+            migrate_is_ours,
+            safemigrate_is_there,
+        )
 
         checks.register(migrate_is_ours)
+        checks.register(safemigrate_is_there)

@@ -9,7 +9,7 @@ APP = "safemigrate.override"
 
 
 def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Warn where another app's ``migrate`` wins over the one that this app is listed for."""
+    """Warn if another app's ``migrate`` takes precedence over this one."""
     owner = management.get_commands()["migrate"]
     if not apps.is_installed(APP) or owner == APP:
         return []
@@ -20,5 +20,19 @@ def migrate_is_ours(**kwargs: Any) -> list[checks.CheckMessage]:
             hint=f'Move "{APP}" above "{owner}", whose migrate it then runs; or take it out and '
             "run manage.py safemigrate.",
             id="safemigrate.W003",
+        )
+    ]
+
+
+def safemigrate_is_there(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn if the app that has the other commands and checks is missing."""
+    if not apps.is_installed(APP) or apps.is_installed("safemigrate"):
+        return []
+    return [
+        checks.Warning(
+            f"{APP} is installed, and safemigrate is not.",
+            hint='Add "safemigrate" to INSTALLED_APPS: the commands safemigrate, resyncsequences '
+            "and waitformigrations, and the other checks, come with it.",
+            id="safemigrate.W004",
         )
     ]

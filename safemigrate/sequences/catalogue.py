@@ -1,6 +1,6 @@
 """What PostgreSQL's catalogue knows of sequences: which columns they feed, what stands in the way.
 
-Nothing here reads a user's table or evaluates an expression of anybody's. The statements expect the
+Nothing here reads a user's table or evaluates anybody's expression. The statements expect the
 settings of :func:`safemigrate.sequences.state.checking`; identifiers are quoted by the server
 (``format('%I')``) before they are put into a statement.
 """
@@ -22,9 +22,9 @@ INTEGERS = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1, "o
 
 
 class Hinders(IntEnum):
-    """What an obstacle keeps from being done; the earlier ones keep from the later ones too."""
+    """What an obstacle prevents; each of these prevents the later ones, too."""
 
-    JUDGING = 1  # what the sequence gives can't be compared with what the column holds
+    JUDGING = 1  # the sequence's values can't be compared with the column's
     CHECKING = 2
     MOVING = 3
 
@@ -33,7 +33,7 @@ class Hinders(IntEnum):
 class Obstacle:
     """Why a sequence is left alone, and what an operator can do about it.
 
-    ``is_final`` tells that no setval() would help.
+    ``is_final`` means that no setval() would help.
     """
 
     reason: str
@@ -70,7 +70,7 @@ class Key:
 
     @property
     def cast(self) -> str:
-        """A cast by which the column's values become what can be cast to numeric."""
+        """A cast to a type that can in turn be cast to numeric."""
         return "::pg_catalog.int8" if self.type == "oid" else ""
 
     @property
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """A column that a sequence feeds; ``is_bare`` tells that it gets the very next value."""
+    """A column that a sequence feeds; ``is_bare`` means that it gets the next value as it is."""
 
     sequence: int
     relation: int
@@ -133,7 +133,7 @@ class Sequence:
         return min(self.maximum, *(INTEGERS.get(key.type, 2**63 - 1) for key in self.keys))
 
     def forced(self) -> Sequence:
-        """Return the sequence without those obstacles that a human may overrule."""
+        """Return the sequence without the obstacles that a person may overrule."""
         return replace(self, obstacles=tuple(each for each in self.obstacles if not each.can_force))
 
 
@@ -418,6 +418,7 @@ key AS (
            NOT l.is_unique AND h.is_heir AS is_heir,
            NOT l.is_alone AND NOT (h.is_heir AND NOT l.is_unique) AS has_companions,
            l.is_unique, l.is_unique AND NOT l.is_whole AS is_partial,
+           l.is_whole AND NOT l.is_alone AND NOT l.is_primary AS is_numbering,
            l.has_foreign, l.is_subscribed, {CODE_OF_OTHERS} AS code_of,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
            AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') AS is_readable
@@ -439,6 +440,7 @@ key AS (
     CROSS JOIN LATERAL (
         SELECT pg_catalog.bool_or(x.is_unique) AS is_unique,
                pg_catalog.bool_or(x.is_alone) AS is_alone,
+               pg_catalog.bool_or(x.is_primary) AS is_primary,
                pg_catalog.bool_or(x.is_whole) AS is_whole,
                pg_catalog.bool_and(x.is_indexed) FILTER (WHERE m.is_leaf) AS is_indexed,
                pg_catalog.bool_or(b.relkind = 'f') AS has_foreign,
@@ -462,6 +464,7 @@ key AS (
         JOIN pg_catalog.pg_attribute AS ma ON ma.attrelid = m.oid AND ma.attname = a.attname
         CROSS JOIN LATERAL (
             SELECT COALESCE(pg_catalog.bool_or(i.is_key), false) AS is_unique,
+                   COALESCE(pg_catalog.bool_or(i.is_key AND i.indisprimary), false) AS is_primary,
                    COALESCE(pg_catalog.bool_or(i.is_key AND i.indpred IS NULL), false) AS is_whole,
                    COALESCE(pg_catalog.bool_or(
                        i.is_key AND i.indpred IS NULL AND NOT EXISTS (
@@ -515,7 +518,7 @@ SELECT s.*,
        k.quoted_schema AS key_quoted_schema, k.is_partitioned AS key_is_partitioned,
        k.is_indexed AS key_is_indexed, k.is_heir AS key_is_heir,
        k.has_companions AS key_has_companions, k.is_unique AS key_is_unique,
-       k.is_partial AS key_is_partial,
+       k.is_partial AS key_is_partial, k.is_numbering AS key_is_numbering,
        k.has_foreign AS key_has_foreign, k.is_subscribed AS key_is_subscribed,
        k.code_of AS key_code_of, k.is_readable AS key_is_readable,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -547,7 +550,7 @@ ORDER BY pg_catalog.array_position(%(sequences)s::pg_catalog.oid[], s.oid),
 
 
 def nameless(oid: int) -> Sequence:
-    """Return what is known of a sequence whose row in the catalogue can't be read."""
+    """Return what is known of a sequence that can't be read in the catalogue."""
     return Sequence(
         oid, "?", f"oid {oid}", "", "", 1, 1, 1, 1, is_readable=False, is_settable=False, keys=()
     )
@@ -653,7 +656,12 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
             hinders=Hinders.CHECKING,
         )
     if row.read_only:
-        yield Obstacle("the server, or this session, is read-only", hinders=Hinders.MOVING)
+        yield Obstacle(
+            "the server, or this session, is read-only",
+            "resync where it can be written to, such as the primary",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
     if not (row.is_usable or row.is_settable):
         yield Obstacle(
             f"role {row.role} may not move the sequence",
@@ -668,9 +676,10 @@ def _key_obstacles(row: Any) -> Iterator[Obstacle]:
         yield Obstacle(f"the default of {column} is computed")
     if row.key_type not in (*INTEGERS, "numeric"):
         yield Obstacle(f"{column} is not a whole number but {row.key_type}")
-    if row.key_is_partial:
+    if row.key_is_partial or row.key_is_numbering:
+        scope = "among some of the rows" if row.key_is_partial else "together with other columns"
         yield Obstacle(
-            f"{column} is unique only among some of the rows, so its numbers may repeat on purpose",
+            f"{column} is unique only {scope}, so its numbers may repeat on purpose",
             "if they do not, use resyncsequences --force",
             can_force=True,
         )

@@ -1,4 +1,4 @@
-"""The one way to move a sequence past the keys it feeds, and what calls for it in a run."""
+"""The one way to move a sequence past the keys it feeds, and when a run does it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
     from .catalogue import Key, Place, Sequence
 
-# A gap of so many values is walked with nextval(), which cannot move a sequence backward whatever
-# other sessions do meanwhile; a wider one is jumped with setval(). Each of up to 32 sessions may
-# take a whole cache between our reading and our setting.
+# A gap of this many values is walked with nextval(), which cannot move a sequence backward,
+# whatever other sessions do meanwhile. A wider one is jumped with setval(). Each of up to 32
+# sessions may take a whole cache between our reading and our setting.
 WALK = 1_000
 WALKED_CACHES = 32
 # The high half of our advisory locks' keys; the low half is the sequence's oid.
 LOCK_SPACE = 0x5AFE5E9 << 32
-# Another session that jumps has done so within this time; else its lock is somebody else's.
+# A session that jumps has finished within this time; otherwise the lock is somebody else's.
 PAUSE, PAUSES = 0.1, 10
 
 # One statement reads and sets, so that no value travels to us and back while others draw. Only one
@@ -78,7 +78,7 @@ SELECT s.oid, s.largest, s.next_value, s.target, s.misfit,
         FROM (SELECT value FROM jump UNION ALL SELECT value FROM walk) AS m) AS moved_to
 FROM state AS s
 """
-# Read what comes next only after the lock was tried.
+# Read the state only after trying the lock.
 TURN = "AND (SELECT t.is_mine IS NOT DISTINCT FROM t.is_mine FROM turn AS t)"
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from safemigrate.driver import Cursor
 
-# Without UPDATE on the sequence walking is all that is left: this many values take about a second.
+# Without UPDATE on the sequence it can only be walked: this many values take about a second.
 WALK_WITHOUT_UPDATE = 1_000_000
-# A table of so many bytes is read whole where no index leads with the key.
+# A table of up to this many bytes is read in full if no index leads with the key.
 SMALL = 1024 * 1024
-# So many bytes of it are read to see whether a number repeats.
+# This many bytes of a table are read to see whether a number repeats.
 SAMPLE = 2 * SMALL
-# The server plans a UNION ALL of more branches at more than their sum.
+# Beyond this many branches, a UNION ALL costs more to plan than its parts do.
 AT_A_GLANCE = 100
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -90,7 +90,7 @@ class Finding:
             return f"healing is off; {self.repair}"
         if not self.repair or self.repair in self.obstacle.advice:
             return str(self.obstacle)
-        return f"{str(self.obstacle).removesuffix(';')}; or, with the right to: {self.repair}"
+        return f"{str(self.obstacle).removesuffix(';')}; or, as a role that may: {self.repair}"
 
     def __str__(self) -> str:
         keys = ", ".join(map(str, self.sequence.keys))
@@ -100,7 +100,7 @@ class Finding:
         )
 
 
-# The last but one save a third of the time that it takes to plan a question to the catalogue.
+# The last but one save a third of the time that it takes to plan a query of the catalogue.
 SETTINGS = """
     SELECT pg_catalog.set_config(own.name, own.value, true)
     FROM (VALUES ('safemigrate.path', pg_catalog.current_schemas(true)::pg_catalog.text),
@@ -124,9 +124,9 @@ PLAIN_PLANS = """
 def checking(
     connection: BaseDatabaseWrapper, *, lock_timeout: str | None = "1s"
 ) -> Iterator[Cursor]:
-    """Give a cursor with the settings of a check, which end with the block.
+    """Give a cursor with the settings for a check, which end with the block.
 
-    With a ``lock_timeout`` of None a check waits for a lock as long as the session would.
+    With a ``lock_timeout`` of None, a check waits for a lock as long as the session would.
     """
     connection.ensure_connection()
     with driver.aside(connection) as cursor:
@@ -136,10 +136,11 @@ def checking(
 
 @dataclass(frozen=True)
 class Terms:
-    """What a human asks for beyond the usual.
+    """What a person asks for beyond the usual.
 
-    ``headroom`` is a number of values to be free past the largest key; ``scan`` reads even a large
-    table whole where it has no index for the key; ``force`` overrules the obstacles that may be.
+    ``headroom`` is the number of values to leave free past the largest key. ``scan`` reads even a
+    large table in full if it has no index for the key. ``force`` overrules obstacles, if they
+    allow it.
     """
 
     headroom: int = 0
@@ -159,7 +160,7 @@ STATE = """
                      AND 10 * {sign} * (t.target - s.next_value) > {span} THEN 'cramped'
                 WHEN {sign} * (t.target - s.next_value) > {stride} * {reach} THEN 'out of reach'
            END AS misfit
-    FROM (SELECT {largest} AS largest) AS k
+    FROM (SELECT {largest} AS largest OFFSET 0) AS k
     CROSS JOIN LATERAL (
         {next_value} k.largest IS NOT DISTINCT FROM k.largest {turn} OFFSET 0) AS s
     CROSS JOIN LATERAL (
@@ -219,7 +220,7 @@ def check(cursor: Cursor, sequences: Rows[Sequence], terms: Terms = USUAL) -> li
 
 
 def _judged(cursor: Cursor, finding: Finding, terms: Terms) -> Finding:
-    """Call a sequence exempt whose numbers restart on purpose: the data tells."""
+    """Exempt a sequence whose numbers restart on purpose, as the data shows."""
     key = next((key for key in finding.sequence.keys if key.has_companions), None)
     if key is None or terms.force or not finding.is_behind or not repeats(cursor, key):
         return finding
@@ -246,7 +247,7 @@ def _restarted(key: Key) -> Obstacle:
 
 
 def _glance(cursor: Cursor, sequences: Rows[Sequence], terms: Terms) -> dict[int, Finding]:
-    """Find those that are plainly in sync, for a tenth of what the exact state costs."""
+    """Find those that are clearly in sync, for a tenth of what the exact state costs."""
     found = {}
     for start in range(0, len(sequences), AT_A_GLANCE):
         glanced = sequences[start : start + AT_A_GLANCE]
@@ -369,7 +370,7 @@ def _unindexed(sequence: Sequence) -> Obstacle:
     hinders = Hinders.CHECKING if key.is_unique else Hinders.JUDGING
     return Obstacle(
         f"no index of {key.quoted_table} leads with {key.quoted_column}, and the table is too "
-        "large to be read whole unasked",
+        "large to be read in full unless asked to",
         "use resyncsequences --scan",
         hinders=hinders,
     )
@@ -389,7 +390,7 @@ def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
         return Obstacle(
             f"moving past the largest key, {finding.largest}, would leave less than a tenth of the "
             "sequence's range, and there is no way back",
-            f"look at that row; if it is meant, {finding.repair} or resyncsequences --force",
+            f"check that row; if its key is intended, {finding.repair} or resyncsequences --force",
             can_force=True,
             hinders=Hinders.MOVING,
         )

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# So many checks share a transaction: more would spare few round trips and take more of the server's
-# shared lock table, whose default size is 6,400.
+# This many checks share a transaction: more would save few round trips, and take more of the
+# server's shared lock table, whose default size is 6,400.
 CHUNK = 500
-# One second is waited once, and not for each of many locked tables.
+# A second is waited only once, not for each of many locked tables.
 SHORT_WAIT = "50ms"
 
 CURRENT_SCHEMAS = """

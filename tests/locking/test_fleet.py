@@ -159,7 +159,7 @@ def test_a_lock_lost_at_the_end_is_a_warning(project: Project) -> None:
     project.migration(run_python(lose, atomic=False), atomic=False)
     printed = project.migrate("app", command="safemigrate")
     assert "Applying app.0001_step... OK" in printed
-    assert "lost on the way" in printed
+    assert "lost during the run" in printed
 
 
 LOCK_SESSIONS = "application_name LIKE 'safemigrate %' AND datname = current_database()"
@@ -184,7 +184,7 @@ def test_a_lock_that_another_run_has_taken_stops_this_one(project: Project) -> N
 
         project.migration(run_python(hand_over, atomic=False))
         project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
-        with pytest.raises(CommandError, match="was lost on the way, and is held by process"):
+        with pytest.raises(CommandError, match="was lost during the run, and is held by process"):
             project.migrate("app", command="safemigrate")
     assert rows("SELECT name FROM django_migrations WHERE app = 'app'") == [("0001_step",)]
 
@@ -201,7 +201,7 @@ def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
 
     project.migration(run_python(overtake, atomic=False))
     project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
-    with pytest.raises(CommandError, match="another run has met app"):
+    with pytest.raises(CommandError, match="another run has dealt with app"):
         project.migrate("app", command="safemigrate")
 
 

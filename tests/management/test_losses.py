@@ -168,7 +168,7 @@ def test_the_system_check(lost: None) -> None:
         include_deployment_checks=True, databases=["default"], tags=["database"]
     )
     assert (warning.id, warning.hint) == (
-        "safemigrate.W004",
+        "safemigrate.W006",
         "Run 'manage.py resyncsequences --check --database default'.",
     )
     assert warning.msg == (

@@ -14,7 +14,16 @@ from django.test import override_settings
 
 from safemigrate.management.commands.safemigrate import Command
 from safemigrate.management.output import Lines
-from tests.support.databases import behind, binding, execute, keys, next_value, put_behind, value
+from tests.support.databases import (
+    behind,
+    binding,
+    execute,
+    keys,
+    locked,
+    next_value,
+    put_behind,
+    value,
+)
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
 
@@ -265,6 +274,32 @@ def test_nothing_is_printed_at_verbosity_0(
         call_command("safemigrate", verbosity=0)
     assert capsys.readouterr() == ("", "")
     assert "Resynced public.django_migrations_id_seq" in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "patience", "is_told"),
+    [(Terminal, 0.1, True), (Terminal, 60.0, False), (io.StringIO, 0.1, False)],
+    ids=["slow", "quick", "no-terminal"],
+)
+def test_a_sweep_that_takes_long_is_told_of_on_a_terminal(
+    shop_to_do: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: type[io.StringIO],
+    patience: float,
+    is_told: bool,
+) -> None:
+    """It waits a second for the table that another session has locked."""
+    monkeypatch.setattr("safemigrate.management.output.PATIENCE", patience)
+    printed = stream()
+    with locked("auth_group"):
+        shop_to_do.migrate(command="safemigrate", stdout=printed, stderr=io.StringIO())
+
+    assert ("Checking every sequence ...\n" in printed.getvalue()) is is_told
 
 
 @pytest.mark.parametrize("color", [False, True])

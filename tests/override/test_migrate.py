@@ -176,6 +176,21 @@ def test_not_being_shadowed_is_not_warned_of(installed: list[str]) -> None:
         assert [each for each in checks.run_checks() if each.id == "safemigrate.W003"] == []
 
 
+def of_being_alone(installed: list[str]) -> list[checks.CheckMessage]:
+    with override_settings(INSTALLED_APPS=installed):
+        return [each for each in checks.run_checks() if each.id == "safemigrate.W004"]
+
+
+def test_being_alone_is_warned_of() -> None:
+    (warning,) = of_being_alone(ABOVE)
+    assert warning.msg == "safemigrate.override is installed, and safemigrate is not."
+    assert 'Add "safemigrate" to INSTALLED_APPS' in str(warning.hint)
+
+
+def test_not_being_alone_is_not_warned_of() -> None:
+    assert of_being_alone([*ABOVE, "safemigrate"]) == []
+
+
 # --- Test databases -------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def test_a_late_bound_name_is_not_taken_from_a_schema_that_is_not_current(databa
 
 def test_a_number_that_restarts_is_not_judged(database: str) -> None:
     execute(
-        "CREATE TABLE t (year int, number serial, UNIQUE (year, number));"
+        "CREATE TABLE t (year int, number serial, PRIMARY KEY (year, number));"
         "INSERT INTO t (year, number) SELECT 2024 + n / 1000, 1 + n % 1000"
         " FROM generate_series(0, 1999) AS n"
     )
@@ -88,11 +88,22 @@ def test_a_number_that_restarts_is_not_judged(database: str) -> None:
 def test_a_number_that_restarts_in_a_large_table_is_not_judged(database: str) -> None:
     """Its repeats are far apart: in a sample of pages few of them meet."""
     execute(
-        "CREATE TABLE t (year int, number serial, note text, UNIQUE (number, year));"
+        "CREATE TABLE t (year int, number serial, note text, PRIMARY KEY (number, year));"
         "INSERT INTO t (year, number, note) SELECT 2024 + n / 20000, 1 + n % 20000,"
         " repeat('x', 200) FROM generate_series(0, 39999) AS n"
     )
     assert statuses() == {"public.t_number_seq": "exempt"}
+
+
+@pytest.mark.parametrize("years", [1, 2], ids=["one-year", "two-years"])
+def test_a_number_that_no_primary_key_holds_is_not_judged(database: str, years: int) -> None:
+    """Its numbers don't repeat yet: whether they are to restart can't be told."""
+    execute(
+        "CREATE TABLE t (year int, number serial, UNIQUE (year, number));"
+        f"INSERT INTO t (year, number) SELECT 2024 + n % {years}, n FROM generate_series(1, 40) n"
+    )
+    assert statuses() == {"public.t_number_seq": "exempt"}
+    assert next_value("t_number_seq") == 1
 
 
 def test_a_tenant_s_key_is_healed(database: str) -> None:

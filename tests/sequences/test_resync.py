@@ -16,7 +16,7 @@ from safemigrate import Note, healing
 from safemigrate.sequences.catalogue import sequences_of
 from safemigrate.sequences.state import Finding, Terms, checking
 from safemigrate.sequences.sweep import all_schemas, feeds_in, survey
-from tests.support.databases import binding, execute, next_value, rows, value
+from tests.support.databases import binding, execute, locked, next_value, rows, value
 from tests.support.project import Project, run_python
 
 if TYPE_CHECKING:
@@ -294,7 +294,10 @@ def test_read_only(ill: None) -> None:
     execute("SET default_transaction_read_only = off")
     assert (finding.status, finding.largest) == ("behind", 7)
     assert finding.obstacle is not None
-    assert "read-only" in finding.obstacle.reason
+    assert finding.remedy == (
+        "the server, or this session, is read-only; resync where it can be written to, such as "
+        "the primary"
+    )
 
 
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
@@ -376,14 +379,11 @@ def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
 # Plain tables' locks.
 
 
-def test_listing_does_not_wait_for_a_locked_table(ill: None, database: str) -> None:
+def test_listing_does_not_wait_for_a_locked_table(ill: None) -> None:
     execute("CREATE TABLE taken (id serial PRIMARY KEY)")
-    with binding("other", database), connections["other"].cursor() as cursor:
-        cursor.execute("BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE")
-        with checking(connection) as mine:
-            feeds = feeds_in(connection, ["public"])
-            assert len(sequences_of(mine, feeds)) == 2
-        connections["other"].close()
+    with locked("taken"), checking(connection) as mine:
+        feeds = feeds_in(connection, ["public"])
+        assert len(sequences_of(mine, feeds)) == 2
 
 
 def test_a_generated_column_that_names_a_sequence(ill: None) -> None:

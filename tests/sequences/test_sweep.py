@@ -11,7 +11,7 @@ from django.db import connection, connections
 from safemigrate import driver
 from safemigrate.sequences import sweep as module
 from safemigrate.sequences.sweep import sweep
-from tests.support.databases import binding, execute, next_value, rows, value
+from tests.support.databases import binding, execute, locked, next_value, rows, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,15 +47,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         patch.setattr(driver.Cursor, "execute", execute)
         patch.setattr(driver.Cursor, "rows", rows)
         yield sent
-
-
-@contextmanager
-def locked(database: str, *tables: str) -> Iterator[None]:
-    """Let another session hold tables for the block."""
-    with binding("other", database), connections["other"].cursor() as cursor:
-        cursor.execute(f"BEGIN; LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
-        yield
-        connections["other"].close()
 
 
 def tables(count: int, then: str = "INSERT INTO t{n} (note) VALUES ('x');") -> None:
@@ -148,7 +139,7 @@ def test_one_locked_table_is_one_unknown_finding(
 ) -> None:
     tables(40)
     execute("SELECT setval('t1_id_seq', 1, false)")
-    with locked(database, "t7"), counted(monkeypatch) as sent:
+    with locked("t7"), counted(monkeypatch) as sent:
         found = swept()
     assert {name: each.status for name, each in found.items()} == {
         "public.t1_id_seq": "resynced",
@@ -166,7 +157,7 @@ def test_one_locked_partition_is_one_unknown_finding(database: str) -> None:
         "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);"
         "CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2)"
     )
-    with locked(database, "p2"):
+    with locked("p2"):
         assert statuses() == {"public.t1_id_seq": "resynced", "public.p_id_seq": "unknown"}
 
 
@@ -174,7 +165,7 @@ def test_many_locked_tables_are_not_waited_for_one_by_one(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables(20)
-    with locked(database, *(f"t{n}" for n in range(20))), counted(monkeypatch) as sent:
+    with locked(*(f"t{n}" for n in range(20))), counted(monkeypatch) as sent:
         found = statuses()
     assert set(found.values()) == {"unknown"}
     assert len(found) == 20

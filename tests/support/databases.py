@@ -83,6 +83,15 @@ def binding(alias: str, name: str) -> Iterator[None]:
         bound.settings_dict["NAME"] = before
 
 
+@contextmanager
+def locked(*tables: str) -> Iterator[None]:
+    """Let another session hold tables of the current database for the block."""
+    with binding("other", connection.settings_dict["NAME"]):
+        with connections["other"].cursor() as cursor:
+            cursor.execute(f"BEGIN; LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
 def execute(sql: str, params: Any = None) -> None:
     with connection.cursor() as cursor:
         cursor.execute(sql, params)

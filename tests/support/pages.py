@@ -12,6 +12,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     ROOT / ".github" / "SECURITY.md",
+    ROOT / ".ci" / "site" / "api.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -441,7 +441,7 @@ LEFT_ALONE = [
         "restarted_each_year",
         """
         CREATE TABLE restarted_each_year (
-            year int DEFAULT 2026, number serial, note text, UNIQUE (year, number));
+            year int DEFAULT 2026, number serial, note text, PRIMARY KEY (year, number));
         INSERT INTO restarted_each_year (year, number)
             SELECT 2025, n FROM generate_series(1, 40) AS n;
         INSERT INTO restarted_each_year VALUES (2026, 1);
@@ -451,6 +451,20 @@ LEFT_ALONE = [
         (None, None),
         None,
         reason="they restart on purpose",
+        is_exempt=True,
+    ),
+    Shape(
+        "restarted_for_the_first_time",
+        """
+        CREATE TABLE restarted_for_the_first_time (
+            year int DEFAULT 2025, number serial, note text, UNIQUE (year, number));
+        INSERT INTO restarted_for_the_first_time VALUES (2025, 1);
+        """,
+        "INSERT INTO restarted_for_the_first_time (note) VALUES ('new') RETURNING number",
+        "public.restarted_for_the_first_time_number_seq",
+        (None, None),
+        None,
+        reason="together with other columns, so its numbers may repeat on purpose",
         is_exempt=True,
     ),
     serial(

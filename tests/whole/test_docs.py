@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "demo.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 RUNBOOK = ROOT / "docs" / "runbook.md"
+MESSAGES = ROOT / "docs" / "messages.md"
 EXAMPLE = ROOT / "example_project"
 MADE_BY_THE_EXAMPLE = "made by manage.py demo, which drops it without asking"
-LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "yaml"}
+LANGUAGES = {"console", "dockerfile", "json", "python", "sh", "sql", "text", "toml", "yaml"}
 INSTRUCTIONS = {"COPY", "CMD", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
 # What the runbook quotes of others: Django, PostgreSQL.
 THEIRS = [
@@ -41,6 +43,11 @@ THEIRS = [
     'relation "',
     '" already exists',
     'duplicate key value violates unique constraint "pg_type_typname_nsp_index"',
+    'null value in column "',
+    '" of relation "',
+    '" violates not-null constraint',
+    'could not create unique index "',
+    '"',
     "Unknown command: 'safemigrate'",
     "settings.DATABASES is improperly configured. Please supply the ENGINE value.",
 ]
@@ -132,6 +139,12 @@ def test_yaml(block: Block) -> None:
     assert isinstance(yaml.safe_load(block.text), dict)
 
 
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_toml(block: Block) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later have it")
+    assert tomllib.loads(block.text)
+
+
 @pytest.mark.parametrize("block", blocks("dockerfile"), ids=str)
 def test_dockerfile(block: Block) -> None:
     for line in block.text.splitlines():
@@ -178,13 +191,34 @@ def test_the_grants_suffice(shop: Shop) -> None:
         transaction.set_rollback(True)
 
 
-@pytest.mark.parametrize("session", sessions(README), ids=str)
+@pytest.mark.parametrize("session", sessions(DEMO), ids=str)
 def test_sessions(empty_shop: Shop, session: Block) -> None:
     empty_shop.follows(session)
 
 
+def test_what_the_runbook_does_about_a_duplicate_key(empty_shop: Shop) -> None:
+    """Its first two sections, one after the other, typed as they stand."""
+    empty_shop.types("python manage.py migrate auth --verbosity 0")
+    empty_shop.types("python manage.py migrate shop 0002 --verbosity 0")
+    empty_shop.types("python manage.py fallbehind django_migrations shop_product_tags")
+    failed = empty_shop.types("python manage.py migrate shop 0003")
+    assert '"django_migrations_pkey"' in failed.stdout
+
+    (commands,) = [block.text.splitlines() for block in blocks("sh") if block.page == RUNBOOK]
+    check, safemigrate, resync = map(empty_shop.types, commands)
+    assert (check.returncode, safemigrate.returncode, resync.returncode) == (1, 1, 0)
+    assert "public.shop_product_tags_id_seq" in check.stdout
+    assert "python manage.py migrate shop 0003_order_orderline --fake" in safemigrate.stdout
+
+    (session,) = sessions(RUNBOOK)
+    empty_shop.follows(session)
+    assert empty_shop.types(commands[0]).returncode == 0
+    on_sale = 'from shop.models import Tag; print(Tag.objects.get(name="on sale").products.count())'
+    assert "8" in empty_shop.types(f"python manage.py shell -c '{on_sale}'").stdout.split()
+
+
 def test_what_the_runbook_does_about_an_unrecorded_migration(empty_shop: Shop) -> None:
-    empty_shop.follows(sessions(README)[0])
+    empty_shop.follows(sessions(DEMO)[0])
     (session,) = sessions(RUNBOOK)
     empty_shop.follows(session)
 
@@ -205,6 +239,11 @@ def test_the_json_document(databases: Databases, migrated: str) -> None:
     databases.drop(name)
 
 
+def test_the_driver_is_told(empty_shop: Shop) -> None:
+    (command,) = [each.text for each in blocks("sh") if "c.Database.__name__" in each.text]
+    assert f"{connection.Database.__name__} " in empty_shop.types(command).stdout  # type: ignore[attr-defined]
+
+
 # --- Links and pictures ---------------------------------------------------------------------------
 
 
@@ -221,7 +260,7 @@ def test_links(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("name", ["demo.svg", "how-it-works.svg"])
+@pytest.mark.parametrize("name", ["demo.svg", "story.svg", "how-it-works.svg"])
 def test_pictures_need_nobody_else(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     tree = ET.fromstring(text)
@@ -237,6 +276,7 @@ def test_the_readme_fits() -> None:
     assert text.count("\n") <= 200
     for extra in ("demo", "test"):
         assert text.count(f"-e '.[{extra}]'") == 1
+    assert text.index("git clone") < text.index("-e '.[demo]'")
 
 
 def quoted(text: str) -> list[str]:
@@ -251,27 +291,62 @@ def quoted(text: str) -> list[str]:
 
 def own_words() -> str:
     """Return all that the package's modules say, a gap where a value comes in."""
-    words = []
-    for path in sorted((ROOT / "safemigrate").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [getattr(part, "value", None) for part in node.values]
-                words.append("".join(part if isinstance(part, str) else "\0" for part in parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                words.append(node.value)
-    return "\n".join(words)
+    return "\n".join(
+        words_of(node)
+        for path in sorted((ROOT / "safemigrate").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.JoinedStr, ast.Constant))
+    )
 
 
-def test_the_runbook_quotes_what_is_said() -> None:
+def words_of(node: ast.expr) -> str:
+    """Return a string as it is written, a gap where a value comes in; else nothing."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [getattr(part, "value", None) for part in node.values]
+        return "".join(part if isinstance(part, str) else "\0" for part in parts)
+    value = getattr(node, "value", None)
+    return value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize("page", [RUNBOOK, MESSAGES], ids=["runbook", "messages"])
+def test_the_messages_are_quoted_as_they_are_said(page: Path) -> None:
     said = own_words()
-    rows = re.findall(r"^\| (`.*?) \|", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) > 10
+    rows = re.findall(r"^\| (`.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     strangers = [
         words
-        for words in quoted("\n".join([*headings(RUNBOOK), *rows]))
+        for words in quoted("\n".join([*headings(page), *rows]))
         if words not in said and words not in THEIRS
     ]
     assert strangers == []
+
+
+def test_every_message_has_its_cause_and_cure() -> None:
+    """Every check, every reason to leave a sequence alone, every error of the migration lock."""
+    text = MESSAGES.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    fragments = quoted("\n".join([*headings(MESSAGES), *rows]))
+    messages = [*messages_of("Obstacle"), *messages_of("__init__")]
+    assert len(messages) > 15
+    assert [each for each in messages if not any(part in each for part in fragments)] == []
+    ids = set(re.findall(r"safemigrate\.[EW]\d{3}", own_words()))
+    assert ids <= set(fragments)
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    incomplete = [
+        each.splitlines()[0]
+        for each in sections
+        if not ("**Cause.**" in each and "**Cure.**" in each) and "| cause | cure |" not in each
+    ]
+    assert incomplete == []
+
+
+def messages_of(called: str) -> Iterator[str]:
+    """Yield the first argument of each call, as far as it is written there."""
+    for path in (ROOT / "safemigrate").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name == called and not isinstance(node.args[0], ast.Name):
+                    yield words_of(node.args[0])
 
 
 def options(command: Any) -> set[str]:
@@ -308,6 +383,12 @@ def test_the_reference_gives_the_defaults() -> None:
         for name, reader in readers.items()
         if getattr(reader, "__module__", "") == conf.__name__ and name[0] != "_"
     }
+
+
+def test_every_page_is_on_the_site() -> None:
+    site = (ROOT / ".ci" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r": ([\w-]+\.md)$", site, re.MULTILINE)) == set()
 
 
 def test_every_long_proof_is_named() -> None:

@@ -1,4 +1,4 @@
-"""``migrate``, with every sequence in sync before it writes and what fails retried."""
+"""``migrate``, with every sequence in sync before it writes, and retries of what still fails."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.locked import checking_lock
-from safemigrate.management.output import Lines
+from safemigrate.management.output import Lines, saying_if_slow
 from safemigrate.management.preflight import requiring_record
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# A run inside a run, as of call_command("migrate") in a migration, leaves the telling to the outer.
+# A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
 
 
@@ -50,7 +51,7 @@ def whole_number(value: object) -> int:
 
 @dataclass(frozen=True)
 class _Choices:
-    """The options of the command line, or else the settings, checked."""
+    """The options of the command line, or else the settings, validated."""
 
     max_retries: int
     heal: bool
@@ -90,23 +91,24 @@ class Command(BaseCommand):
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Change no sequence and retry nothing; only say what was found. "
-            "Default: the setting SAFEMIGRATE_HEAL, or healing.",
+            "help": "Change no sequence and retry nothing; only report what was found. "
+            "Default: the setting SAFEMIGRATE_HEAL, or to heal.",
         },
         "lock_wait": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds while another safemigrate holds the migration "
+            "help": "Wait up to this many seconds while another run holds the migration "
             "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
-            "help": "Take no migration lock. Default: the setting SAFEMIGRATE_LOCK, or taking it.",
+            "help": "Do without the migration lock. Default: the setting SAFEMIGRATE_LOCK, or to "
+            "take it.",
         },
         "wait_for_database": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "Wait up to so many seconds for the database to accept connections. "
+            "help": "Wait up to this many seconds for the database to accept connections. "
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
         },
     }
@@ -130,7 +132,7 @@ class Command(BaseCommand):
 
     @cached_property
     def added_options(self) -> list[str]:
-        """Those of our options that ``migrate`` has none of the same name for."""
+        """The options of ours whose names ``migrate`` does not have already."""
         parser = self.migrate.create_parser("manage.py", "migrate")
         theirs = {action.dest for action in parser._actions}
         return [name for name in self.own_options if name not in theirs]
@@ -160,12 +162,12 @@ class Command(BaseCommand):
             sys.exit(Terminated.status)
         except KeyboardInterrupt:
             if getattr(self, "_called_from_command_line", False):
-                raise KeyboardInterrupt from None  # without the way down to where it happened
+                raise KeyboardInterrupt from None  # without the chain of what it interrupted
             raise
 
     @contextmanager
     def _listening(self, options: dict[str, Any]) -> Iterator[None]:
-        """Put our lines between the lines of the project's ``migrate``, whatever it prints to."""
+        """Print our lines between those of the project's ``migrate``, wherever it prints them."""
         # Not among the options: django-tenants pickles those for other processes.
         printer: Any = None if options.get("stdout") else self.migrate.stdout
         stream = cast("TextIO", options.get("stdout") or getattr(printer, "_out", sys.stdout))
@@ -175,7 +177,7 @@ class Command(BaseCommand):
             options["stdout"] = lines
         else:
             printer._out = lines
-        # Some write past the command: a migration's print(), django-tenants' executors.
+        # Some do not print through the command: print() in a migration, django-tenants' executors.
         heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
         try:
             with heard:
@@ -237,7 +239,7 @@ class Command(BaseCommand):
         finally:
             if mine.lost:
                 self._tell_note(
-                    "The migration lock was lost on the way: another run may have migrated at "
+                    "The migration lock was lost during the run: another run may have migrated at "
                     "the same time."
                 )
 
@@ -249,12 +251,22 @@ class Command(BaseCommand):
         if self.verbosity >= 1:
             report.log_level = logging.DEBUG
         try:
-            with healing_migrate(report, max_retries=choices.max_retries, heal=choices.heal):
+            with healing_migrate(
+                report,
+                max_retries=choices.max_retries,
+                heal=choices.heal,
+                sweeping=self._sweeping,
+            ):
                 yield
         finally:
             _is_running.reset(running)
             if report.resyncs and self.verbosity >= 1 and not is_nested:
                 self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report.resyncs)))
+
+    def _sweeping(self) -> AbstractContextManager[None]:
+        if self.verbosity == 0 or not self.lines.isatty():
+            return nullcontext()
+        return saying_if_slow("Checking every sequence ...", self._tell_waiting)
 
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:

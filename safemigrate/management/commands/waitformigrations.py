@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 
 UNDEFINED_TABLE = "42P01"
-# Not qualified: the search path decides whose table it is, as it does for migrate.
+# Not qualified: the search path decides which table it is, as it does for migrate.
 APPLIED = "SELECT app, name FROM django_migrations"
 
 
@@ -72,16 +72,16 @@ class Wanted:
 
 
 class Applied:
-    """Asks one connection of its own, which is opened again when it breaks."""
+    """The recorded migrations, read over a connection that is reopened when it breaks."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = twin(connection)
         if connection.vendor == "postgresql":
-            # Where a firewall drops packets, one attempt would outlast any patience.
+            # If a firewall drops packets, one attempt could outlast the timeout.
             self._connection.settings_dict["OPTIONS"].setdefault("connect_timeout", LONGEST_ATTEMPT)
 
     def read(self) -> set[Key]:
-        """Return the recorded migrations, none where the table does not exist yet."""
+        """Return the recorded migrations: none if the table does not exist yet."""
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(APPLIED)
@@ -101,7 +101,8 @@ class Applied:
 class Command(BaseCommand):
     help = (
         "Waits until every migration of this code has been applied by another process, and "
-        "applies none itself. Exits with 1, and lists what is missing, when time is over."
+        "applies none itself. When its time is over, it lists what is missing and exits with "
+        "status 1."
     )
     requires_system_checks: list[str] = []
 
@@ -109,21 +110,21 @@ class Command(BaseCommand):
         parser.add_argument(
             "--database",
             default=DEFAULT_DB_ALIAS,
-            help='The database to ask. Default: "default".',
+            help='The database to check. Default: "default".',
         )
         parser.add_argument(
             "--timeout",
             type=whole_number,
             default=600,
             metavar="SECONDS",
-            help="Give up after so many seconds; 0 asks once. Default: 600.",
+            help="Give up after this many seconds; 0 checks once. Default: 600.",
         )
         parser.add_argument(
             "--interval",
             type=seconds,
             default=2.0,
             metavar="SECONDS",
-            help="Ask about every so many seconds. Default: 2.",
+            help="Seconds between two checks. Default: 2.",
         )
 
     def handle(
@@ -145,7 +146,7 @@ class Command(BaseCommand):
         self._tell(f'All {len(wanted.keys)} migrations are applied on database "{database}".')
 
     def _retrying(self, interval: float) -> Retrying:
-        # A fleet that starts at once does not ask at once.
+        # Processes that start together should not all ask at the same moment.
         wait = wait_random(0.8 * interval, 1.2 * interval)
         return Retrying(
             retry=retry_if_result(bool)

@@ -18,7 +18,7 @@ START = "safemigrate_demo_start"
 
 
 class Command(BaseCommand):
-    help = f"Tells the story of a deploy on a database of its own, {STAGE}, and drops it again."
+    help = f"Plays a failing deploy, and one that heals, on a database of its own, {STAGE}."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_this_database(parser)
@@ -43,8 +43,8 @@ class Command(BaseCommand):
             story.migrate_to_the_last_release()
             story.restore_without_sequences(connection)
             self.say(
-                "A restore brought back the rows with their ids, but not where sequences stood.",
-                "django_migrations: 20 rows, ids 1 to 17 and 23 to 25; its sequence stands at 22.",
+                "A restore brought back the rows with their ids, but did not move the sequences.",
+                "django_migrations has 20 rows, ids 1 to 17 and 23 to 25; its sequence is at 22.",
             )
             self.show_sequences()
 
@@ -54,37 +54,35 @@ class Command(BaseCommand):
         self.show("migrate", status=1, words='"django_migrations_pkey"')
 
     def again_fails_worse(self) -> None:
-        self.say("The usual advice: move the sequence past the rows, and run it again.")
+        self.say("The usual advice: move the sequence past the rows and run migrate again.")
         self.stdout.write(f"=> {story.RESYNC};")
         with inside(connection, STAGE), connection.cursor() as cursor:
             cursor.execute(story.RESYNC)
         self.show("migrate", status=1, words="already exists")
         self.say(
-            "Worse: the tables had been committed before their row in django_migrations failed.",
-            "No migrate gets past them now; only work by hand does.",
+            "Worse: the tables were committed before their row in django_migrations failed.",
+            "From now on migrate fails every time, until somebody sorts it out by hand.",
         )
 
     def plain_migrate_loses_rows(self) -> None:
         create(connection, STAGE, template=START)
         with inside(connection, STAGE):
             story.resync_all_but_the_tags(connection)
-        self.say(
-            "And where only the sequence of a many-to-many table is behind? From the same start:"
-        )
+        self.say("What if only a many-to-many table's sequence is behind? From the same start:")
         self.show("migrate", status=0)
         self.count_on_sale(expected=0)
-        self.say("ON CONFLICT DO NOTHING swallowed every row. Nobody was told.")
+        self.say("ON CONFLICT DO NOTHING dropped every row, without an error.")
 
     def safemigrate_heals(self) -> None:
         create(connection, STAGE, template=START)
-        self.say("From the same start, with everything behind:")
+        self.say("From the same start, with all four sequences behind:")
         self.show("safemigrate", status=0)
         self.count_on_sale(expected=8)
         with inside(connection, STAGE):
             self.show_sequences()
             if any(sequence.is_behind for sequence in sequences(connection)):
                 raise CommandError("Something is still behind.")
-        self.say("Every migration is recorded, no row is lost, every sequence is past its table.")
+        self.say("Every migration is recorded, no row is lost, and every sequence is in sync.")
 
     def say(self, *lines: str) -> None:
         """Tell the reader something, as a shell's comment."""
@@ -120,5 +118,5 @@ class Command(BaseCommand):
         largest = "none" if sequence.largest is None else sequence.largest
         row = f"{sequence.table:<28}{largest:>12}{sequence.next:>10}  "
         return row + (
-            self.style.ERROR("behind") if sequence.is_behind else self.style.SUCCESS("right")
+            self.style.ERROR("behind") if sequence.is_behind else self.style.SUCCESS("in sync")
         )

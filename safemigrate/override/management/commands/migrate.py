@@ -29,11 +29,11 @@ class Command(safemigrate.Command):
 
     @property
     def autodetector(self) -> Any:
-        """What a check of Django 5.2 and later compares with that of ``makemigrations``."""
+        """What Django 5.2 and later compare, in a check, with that of ``makemigrations``."""
         return self.migrate.autodetector  # type: ignore[attr-defined]
 
     def takes_lock(self, options: dict[str, Any]) -> bool:
-        """Take no lock where tests run: nobody else migrates the databases that they make."""
+        """Take no lock in tests: nobody else migrates the databases that they create."""
         return super().takes_lock(options) and not is_testing()
 
 
@@ -42,13 +42,13 @@ def is_testing() -> bool:
 
     A database's name would be no evidence: there are staging databases called ``test_…``.
     """
-    # Whoever set the environment up has imported the module; it is too big to import for asking.
+    # Whoever set up the environment has imported this module; it is too big to import just to ask.
     state = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
     return hasattr(state, "saved_data")
 
 
 def _apps_below() -> Iterator[str]:
-    """Name the apps with a ``migrate`` in the order in which Django would take them after ours."""
+    """Yield the apps that have a ``migrate``, in the order in which Django would try them next."""
     configs = list(apps.get_app_configs())
     names = [config.name for config in configs]
     start = names.index(APP) + 1 if APP in names else 0
