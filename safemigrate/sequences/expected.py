@@ -77,22 +77,23 @@ IS_UNFILLED = """
 # A table that inherits draws from its parent's sequence as a matter of course. A sequence of
 # another schema may be shared on purpose, unless it is the one of the very table that was cloned.
 IS_FOREIGN = """
-                   (o.refobjid IS NOT NULL AND o.refobjid <> c.oid
-                    OR s.relnamespace <> c.relnamespace AND EXISTS (
-                        SELECT FROM pg_catalog.pg_class AS twin
-                        WHERE twin.relname = c.relname AND twin.relnamespace = s.relnamespace
-                          AND twin.relkind IN ('r', 'p')))
-                   AND NOT EXISTS (
-                       SELECT FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = c.oid)"""
+          (o.refobjid <> c.oid
+           OR s.relnamespace <> c.relnamespace AND EXISTS (
+               SELECT FROM pg_catalog.pg_class AS twin
+               WHERE twin.relname = c.relname AND twin.relnamespace = s.relnamespace
+                 AND twin.relkind IN ('r', 'p')))
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = c.oid)"""
 
-# Owned sequences are those of serial ('a') and of identity ('i') columns.
-OWNER = """
-                   LEFT JOIN pg_catalog.pg_depend AS o
-                     ON o.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                    AND o.objid = s.oid
-                    AND o.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                    AND o.refobjsubid > 0
-                    AND o.deptype IN ('a', 'i')"""
+# Columns own sequences as serial ('a') or identity ('i').
+IS_OWNERSHIP = """
+          d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+          AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+          AND d.refobjsubid > 0
+          AND d.deptype IN ('a', 'i')"""
+OWNER_OF_SEQUENCE = f"""
+        SELECT d.refobjid
+        FROM pg_catalog.pg_depend AS d
+        WHERE d.objid = s.oid AND {IS_OWNERSHIP}"""
 
 # Partitioned tables, those that inherit and those with heirs (hypertables, too) may do without a
 # key of their own; a key that is unique only together with other columns is somebody's decision,
@@ -120,17 +121,21 @@ feed AS MATERIALIZED (
     FROM ({FEEDS.format(relation="= ANY (ARRAY (SELECT w.oid FROM wanted AS w))")}) AS f
     WHERE f.is_bare
 ),
+stranger AS MATERIALIZED (
+    SELECT f.relation, f.attribute,
+           pg_catalog.min(pg_catalog.format('%%I.%%I', sn.nspname, s.relname)) AS name
+    FROM feed AS f
+    JOIN pg_catalog.pg_class AS c ON c.oid = f.relation
+    JOIN pg_catalog.pg_class AS s ON s.oid = f.sequence AND s.relkind = 'S'
+    JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
+    LEFT JOIN LATERAL ({OWNER_OF_SEQUENCE} OFFSET 0) AS o ON true
+    WHERE {IS_FOREIGN}
+    GROUP BY f.relation, f.attribute
+),
 lost AS MATERIALIZED (
     SELECT w.place, w.oid, w.attribute,
            w.is_auto AND t.typcategory = 'N' AND {IS_UNFILLED} AS is_unfilled,
-           CASE WHEN w.is_auto THEN (
-               SELECT pg_catalog.min(pg_catalog.format('%%I.%%I', sn.nspname, s.relname))
-               FROM feed AS f
-               JOIN pg_catalog.pg_class AS s ON s.oid = f.sequence AND s.relkind = 'S'
-               JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
-               {OWNER}
-               WHERE f.relation = c.oid AND f.attribute = w.attribute AND {IS_FOREIGN}
-           ) END AS stranger,
+           CASE WHEN w.is_auto THEN x.name END AS stranger,
            c.relkind = 'r' AND NOT c.relhassubclass
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = c.oid)
            AND NOT EXISTS (
@@ -142,6 +147,7 @@ lost AS MATERIALIZED (
     JOIN pg_catalog.pg_class AS c ON c.oid = w.oid
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = w.oid AND a.attnum = w.attribute
     JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    LEFT JOIN stranger AS x ON x.relation = w.oid AND x.attribute = w.attribute
 )
 SELECT n.nspname AS schema, c.relname AS table_name, a.attname AS column_name,
        l.is_unfilled, l.stranger, l.is_keyless,
@@ -159,20 +165,27 @@ CROSS JOIN LATERAL pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS x (name
 LEFT JOIN LATERAL (
     -- What a serial column draws from, where it is still there and nobody else's.
     SELECT pg_catalog.format('%%I.%%I', n.nspname, s.relname) AS name, q.seqincrement AS increment
-    FROM pg_catalog.pg_class AS s
+    FROM (
+        SELECT d.objid
+        FROM pg_catalog.pg_depend AS d
+        WHERE d.refobjid = c.oid AND d.refobjsubid = a.attnum AND {IS_OWNERSHIP}
+        UNION ALL
+        SELECT s.oid
+        FROM pg_catalog.pg_class AS s
+        WHERE s.relname = pg_catalog.concat(c.relname, '_', a.attname, '_seq')::pg_catalog.name
+          AND s.relnamespace = c.relnamespace
+          AND NOT EXISTS ({OWNER_OF_SEQUENCE})
+    ) AS candidate (oid)
+    JOIN pg_catalog.pg_class AS s
+      ON s.oid = candidate.oid AND s.relnamespace = c.relnamespace AND s.relowner = c.relowner
     JOIN pg_catalog.pg_sequence AS q
       ON q.seqrelid = s.oid AND q.seqincrement > 0 AND NOT q.seqcycle
-    {OWNER}
-    WHERE s.relnamespace = c.relnamespace AND s.relowner = c.relowner
-      AND (o.refobjid = c.oid AND o.refobjsubid = a.attnum
-           OR o.objid IS NULL
-          AND s.relname = pg_catalog.concat(c.relname, '_', a.attname, '_seq')::pg_catalog.name)
-      AND NOT EXISTS (
-          SELECT FROM pg_catalog.pg_depend AS d
-          WHERE d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
-            AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-            AND d.refobjid = s.oid)
-    ORDER BY o.objid IS NULL
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+          AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+          AND d.refobjid = s.oid)
+    ORDER BY s.oid
     LIMIT 1
 ) AS own ON true
 WHERE l.is_unfilled OR l.stranger IS NOT NULL OR l.is_keyless
