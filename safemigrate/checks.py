@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections
 
 from safemigrate import conf
+from safemigrate.printing import printable
 from safemigrate.sequences.expected import losses, needs_of_apps
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
@@ -87,7 +88,9 @@ def _behind(alias: str) -> Iterator[str]:
         return
     feeds = feeds_in(connection, current_schemas(connection))
     for chunk in survey(connection, feeds):
-        yield from (str(finding.sequence) for finding in chunk if finding.is_behind)
+        yield from (
+            printable(str(finding.sequence), "utf-8") for finding in chunk if finding.is_behind
+        )
 
 
 def check_losses(
@@ -109,7 +112,7 @@ def _lost(alias: str) -> Iterator[str]:
     connection = connections[alias]
     if connection.vendor == "postgresql":
         for loss in losses(connection, needs_of_apps(connection), current_schemas(connection)):
-            yield f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})"
+            yield printable(f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})", "utf-8")
 
 
 def _some(names: Iterable[str]) -> str:

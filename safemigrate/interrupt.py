@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,14 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
             yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_by(error: KeyboardInterrupt) -> None:
+    """End the process as the signal behind ``error`` would, so that a shell sees it so."""
+    if isinstance(error, Terminated):
+        sys.exit(Terminated.status)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
 class _Canceller:

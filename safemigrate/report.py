@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from .printing import printable
 from .signals import sequence_resynced
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ class Resync:
     retried: bool = False
 
     def __str__(self) -> str:
-        return (
+        return printable(
             f"Resynced {self.schema}.{self.sequence} from {self.before} to {self.after} "
-            f"for {self.table}.{self.column}"
+            f"for {self.table}.{self.column}",
+            "utf-8",
         )
 
 
@@ -121,6 +123,7 @@ class Audience:
 
     def note(self, text: str, *, is_fatal: bool = False, is_expected: bool = False) -> None:
         """Report, once, what was found and left as it is."""
+        text = printable(text, "utf-8")
         if text not in self._noted:
             self._noted.add(text)
             level = logging.INFO if is_expected else logging.WARNING
@@ -130,6 +133,7 @@ class Audience:
     def explain(self, error: BaseException, text: str) -> None:
         """Attach ``text`` to ``error``, so that it is shown wherever the error ends up."""
         if text:
+            text = printable(text, "utf-8")
             if hasattr(error, "add_note"):
                 error.add_note(f"safemigrate: {text}")
             notes = (*_notes(error), (self.using, text))

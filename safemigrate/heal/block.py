@@ -73,7 +73,7 @@ def healing_migrate(
     """
 
     def sweep(using: str, plan: Any, **kwargs: Any) -> None:
-        if plan and (wrapper := _wrapper_of(connections[using])):
+        if plan and (wrapper := wrapper_of(connections[using])):
             with sweeping():
                 wrapper.sweep()
 
@@ -93,7 +93,7 @@ def _wrapped(
     with ExitStack() as stack:
         wrappers = []
         for connection in _connections(using):
-            wrapper = _wrapper_of(connection)
+            wrapper = wrapper_of(connection)
             if wrapper is None:
                 wrapper = Wrapper(connection, retries=retries, move=move)
                 stack.enter_context(_installed(wrapper))
@@ -118,7 +118,7 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
                 yield connection
 
 
-def _wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
+def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     wrappers = connection.execute_wrappers
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import IntegrityError
 
 from safemigrate import driver
+from safemigrate.printing import one_line
 from safemigrate.report import chain
 from safemigrate.sequences.resync import has_lost_default, resync_constraint
 from safemigrate.sqltext import words_of_one_statement
@@ -124,7 +125,7 @@ class Judge:
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
-            self._explain(error, f"{collision} could not be checked: {str(failure).strip()}")
+            self._explain(error, f"{collision} could not be checked: {one_line(str(failure))}")
             return False
         has_moved = any(each.moved_to is not None for each in feeding.findings)
         for finding in feeding.findings:

@@ -10,6 +10,7 @@ from django.db import Error, IntegrityError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from safemigrate import driver
+from safemigrate.printing import one_line
 from safemigrate.report import Audience
 from safemigrate.sequences.resync import recheck
 from safemigrate.sequences.sweep import current_schemas, sweep
@@ -128,7 +129,7 @@ class Wrapper:
         except Exception as error:  # noqa: BLE001 - the run goes on, with a note
             if isinstance(error, Error) and driver.is_closed(self.connection):
                 return  # the statement itself will report that
-            self.audience.note(f"{what[:1].upper()}{what[1:]}: {str(error).strip()}")
+            self.audience.note(f"{what[:1].upper()}{what[1:]}: {one_line(str(error))}")
 
     # After one that failed in autocommit.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from safemigrate.printing import printable
+
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
@@ -149,11 +151,3 @@ def head(sql: str) -> str:
     """Return the verb of a statement and its table, without anything that could be a value."""
     found = HEAD.match(sql.strip())
     return " ".join(found[0].split()) if found else "a statement"
-
-
-def printable(text: str) -> str:
-    """Return the text as any terminal and any encoding of stdout can show it."""
-    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)
-
-
-_CONTROLS = dict.fromkeys([*range(32), 127], "?")

@@ -32,9 +32,10 @@ from tenacity import (
 )
 
 from safemigrate import driver
-from safemigrate.locking.holder import Holder, holder_of, hostname, name_of_run, printable
+from safemigrate.locking.holder import Holder, holder_of, hostname, name_of_run
 from safemigrate.locking.wait import Telling, dial, first_line, twin, within
 from safemigrate.locking.watching import on_connecting, watching
+from safemigrate.printing import printable
 from safemigrate.report import logger
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS, Error
 
+from safemigrate.printing import one_line, printable
 from safemigrate.sequences.expected import NEARLY_USED_UP, percent_used, restore
 
 if TYPE_CHECKING:
@@ -36,20 +37,20 @@ def restored(
             try:
                 restore(connection, loss)
             except Error as error:
-                tell(f"{loss}; not restored: {one_line(str(error))}")
+                tell(one_line(f"{loss}; not restored: {error}"))
             else:
-                tell(f"{loss}; restored")
+                tell(f"{one_line(str(loss))}; restored")
                 continue
         left.append(loss)
     return left
 
 
-def lines(losses: Iterable[Loss], alias: str) -> Iterator[str]:
-    """Yield what was lost, and what to type."""
+def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
+    """Yield what was lost, and what to type; ``to_restore`` is the command that restores it."""
     for loss in losses:
         yield one_line(str(loss))
         if loss.is_restorable:
-            yield f"  type: {command_line(alias, '--restore-defaults', schema=loss.schema)}"
+            yield f"  type: {to_restore}"
         elif loss.sql:
             yield from (f"  type: {one_line(statement)}" for statement in loss.sql)
         else:
@@ -63,7 +64,8 @@ def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
     """Yield as SQL what ``--restore-defaults`` would run; as comments what it would not."""
     for loss in losses:
         yield f"-- {one_line(str(loss))}"
-        if loss.is_restorable and is_asked:
+        is_clean = all(statement.isprintable() for statement in loss.sql)
+        if loss.is_restorable and is_asked and is_clean:
             yield from ("BEGIN;", *loss.sql, "COMMIT;")
         else:
             yield from (f"-- {one_line(statement)}" for statement in loss.sql)
@@ -85,11 +87,9 @@ def usage(finding: Finding) -> str:
     percent = percent_used(finding)
     if percent is None or percent < NEARLY_USED_UP:
         return ""
-    end = finding.sequence.highest if finding.sequence.increment > 0 else finding.sequence.lowest
-    return (
-        f"{finding.sequence}: nearly used up; {percent} % of its values are gone, the last is {end}"
+    sequence = finding.sequence
+    end = sequence.highest if sequence.increment > 0 else sequence.lowest
+    return printable(
+        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is {end}",
+        "utf-8",
     )
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())

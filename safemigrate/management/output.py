@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from django.core.management.base import OutputWrapper
 
 # After so many seconds someone at a terminal wants to know what goes on.
 PATIENCE = 2.0
@@ -59,3 +62,16 @@ class Lines:
         for line in self._held:
             self._stream.write(f"{line}\n")
         self._held.clear()
+
+
+def write_to(stream: OutputWrapper, line: str) -> None:
+    """Write ``line`` at once; nothing where the other end has gone, as ``| head`` does."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffer, and all that comes, is for nobody.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -78,6 +78,7 @@ SELECT s.oid, s.largest, s.next_value, s.target, s.misfit,
         FROM (SELECT value FROM jump UNION ALL SELECT value FROM walk) AS m) AS moved_to
 FROM state AS s
 """
+LAST_VALUE = "SELECT pg_catalog.pg_sequence_last_value({oid}) AS last_value"
 # Read the state only after trying the lock.
 TURN = "AND (SELECT t.is_mine IS NOT DISTINCT FROM t.is_mine FROM turn AS t)"
 
@@ -121,7 +122,11 @@ def _move(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
             else WALK_WITHOUT_UPDATE,
         )
     )
-    return finding_of(sequence, row, terms, row.moved_to)
+    moved_to = row.moved_to
+    if moved_to is not None and sequence.cache > 1:
+        # A walk takes whole caches, and what is left of the last one is for this session alone.
+        moved_to = cursor.row(LAST_VALUE.format(oid=sequence.oid)).last_value
+    return finding_of(sequence, row, terms, moved_to)
 
 
 def _blocked(finding: Finding) -> Finding:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from safemigrate import driver
+from safemigrate.printing import one_line, sql_identifier, sql_literal
 
 from .catalogue import Hinders, Key, Obstacle, Sequence
 
@@ -76,11 +77,11 @@ class Finding:
         """The statement that a DBA could type, or an empty string where there is none."""
         if self.target is None or (self.obstacle and self.obstacle.is_final):
             return ""
-        sequence = self.sequence
-        short = "<=" if sequence.increment > 0 else ">="
+        literal, quoted = _names_to_print(self.sequence)
+        short = "<=" if self.sequence.increment > 0 else ">="
         return (
-            f"SELECT pg_catalog.setval({sequence.literal}, {self.target}) "
-            f"FROM {sequence.quoted} WHERE last_value {short} {self.target};"
+            f"SELECT pg_catalog.setval({literal}, {self.target}) "
+            f"FROM {quoted} WHERE last_value {short} {self.target};"
         )
 
     @property
@@ -98,6 +99,14 @@ class Finding:
             f"Sequence {self.sequence} is behind {keys} (next value {self.next_value}, largest "
             f"key {self.largest})"
         )
+
+
+def _names_to_print(sequence: Sequence) -> tuple[str, str]:
+    """Return its name as a literal and as an identifier, without a character that acts."""
+    if sequence.quoted.isprintable():
+        return sequence.literal, sequence.quoted
+    schema, name = sql_identifier(sequence.schema), sql_identifier(sequence.name)
+    return sql_literal(sequence.quoted), f"{schema}.{name}"
 
 
 # The last but one save a third of the time that it takes to plan a query of the catalogue.
@@ -158,6 +167,8 @@ STATE = """
                 WHEN {sign} * ({last} - t.target) < {stride} THEN 'exhausted'
                 WHEN 10 * {sign} * ({last} - t.target) < {span}
                      AND 10 * {sign} * (t.target - s.next_value) > {span} THEN 'cramped'
+                -- One stray key may do it, and the rows say nothing of whether it is meant.
+                WHEN {sign} * (t.target - s.next_value) > 0.8 * {span} THEN 'cramped'
                 WHEN {sign} * (t.target - s.next_value) > {stride} * {reach} THEN 'out of reach'
            END AS misfit
     FROM (SELECT {largest} AS largest OFFSET 0) AS k
@@ -376,6 +387,14 @@ def _unindexed(sequence: Sequence) -> Obstacle:
     )
 
 
+def _harm(finding: Finding) -> str:
+    sequence = finding.sequence
+    last = sequence.highest if sequence.increment > 0 else sequence.lowest
+    left = abs(last - (finding.target or 0))
+    is_tenth = 10 * left < sequence.highest - sequence.lowest
+    return "leave less than a tenth" if is_tenth else "use up most"
+
+
 def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
     sequence = finding.sequence
     if misfit == "exhausted":
@@ -388,7 +407,7 @@ def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
         )
     if misfit == "cramped":
         return Obstacle(
-            f"moving past the largest key, {finding.largest}, would leave less than a tenth of the "
+            f"moving past the largest key, {finding.largest}, would {_harm(finding)} of the "
             "sequence's range, and there is no way back",
             f"check that row; if its key is intended, {finding.repair} or resyncsequences --force",
             can_force=True,
@@ -411,11 +430,11 @@ def obstacle_of(error: Exception) -> Obstacle:
         return Obstacle(reason, "try again when it is not", hinders=Hinders.CHECKING)
     if state == INSUFFICIENT_PRIVILEGE:
         return Obstacle(
-            f"not everything can be read ({str(error).strip()})",
+            f"not everything can be read ({one_line(str(error))})",
             "run as a role that may, such as the table's owner",
             hinders=Hinders.CHECKING,
         )
     return Obstacle(
-        f"the check failed ({type(error).__name__}: {str(error).strip()})",
+        f"the check failed ({type(error).__name__}: {one_line(str(error))})",
         hinders=Hinders.CHECKING,
     )

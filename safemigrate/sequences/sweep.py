@@ -16,11 +16,12 @@ from .catalogue import (
     Feed,
     Hinders,
     Sequence,
+    feeds_of_table,
     list_feeds,
     nameless,
     sequences_of,
 )
-from .resync import move_past
+from .resync import checking_table, move_past
 from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Rows
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
 
 # This many checks share a transaction: more would save few round trips, and take more of the
 # server's shared lock table, whose default size is 6,400.
@@ -178,22 +180,58 @@ def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[li
         return list_feeds(cursor, schemas=schemas)
 
 
-def feeds_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str]) -> list[list[Feed]]:
-    """List what the sequences feed that feed a table of apps.
+def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
+    """List the oids of those tables of an app's models that are there.
 
     Raises LookupError for a label that no installed app has.
     """
-    models = [
-        model
-        for label in labels
-        for model in apps.get_app_config(label).get_models(include_auto_created=True)
-    ]
+    models = apps.get_app_config(label).get_models(include_auto_created=True)
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
     connection.ensure_connection()
     with driver.cursor(connection) as cursor:
-        tables = [row.oid for row in cursor.rows(TABLES, [names])]
+        return [row.oid for row in cursor.rows(TABLES, [names])]
+
+
+def feeds_of_tables(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[list[Feed]]:
+    """List what the sequences feed that feed one of ``tables``, which are oids."""
     with checking(connection) as cursor:
         return list_feeds(cursor, tables=tables)
+
+
+def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> list[list[Feed]]:
+    """List what the sequences feed that an INSERT into models or tables draws from.
+
+    A table is named exactly as it is called, or as a statement would write it. Nothing means every
+    table of the current schemas. Raises LookupError for a table that is not there.
+    """
+    connection.ensure_connection()
+    if not what:
+        return feeds_in(connection, current_schemas(connection))
+    found: dict[int, set[Feed]] = {}
+    for name in dict.fromkeys(_names_of(what)):
+        for group in _feeds_of_table(connection, name):
+            found.setdefault(group[0].sequence, set()).update(group)
+    return [sorted(group) for group in found.values()]
+
+
+def _names_of(what: Iterable[type[Model] | str]) -> Iterator[str]:
+    for each in what:
+        if isinstance(each, str):
+            yield each
+            continue
+        throughs = (field.remote_field.through for field in each._meta.many_to_many)
+        made = (through for through in throughs if through and through._meta.auto_created)
+        for model in (each, *each._meta.get_parent_list(), *made):
+            yield model._meta.db_table
+
+
+def _feeds_of_table(connection: BaseDatabaseWrapper, name: str) -> list[list[Feed]]:
+    quoted = name.replace('"', '""')
+    for text in (f'"{quoted}"', name):
+        with checking_table(connection, text) as (cursor, oid):
+            if oid is not None:
+                return feeds_of_table(cursor, oid)[0]
+    raise LookupError(f"There is no table {name!r}.")
 
 
 def sweep(
@@ -238,19 +276,19 @@ def survey(
     *,
     move: bool = False,
 ) -> Iterator[list[Finding]]:
-    """Check sequences, a chunk at a time; with ``move`` resync those that are behind.
+    """Check sequences, a chunk at a time; with ``move`` resync those that are behind, one by one.
 
     What can't be checked does not stop the rest: it is a finding with an obstacle. Raises only
     what the connection itself dies of.
     """
     for start in range(0, len(feeds), CHUNK):
         findings = _checked(connection, feeds[start : start + CHUNK], terms)
-        if move:
-            findings = [
-                _moved(connection, each, terms) if each.is_behind and not each.obstacle else each
-                for each in findings
-            ]
-        yield findings
+        if not move:
+            yield findings
+            continue
+        for each in findings:  # one by one, so that each can be told before the next is moved
+            is_movable = each.is_behind and not each.obstacle
+            yield [_moved(connection, each, terms) if is_movable else each]
 
 
 def _checked(

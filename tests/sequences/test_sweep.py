@@ -295,5 +295,6 @@ def _can_flush() -> bool:
 def test_chunks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tables(7, "INSERT INTO t{n} VALUES (7);")
     monkeypatch.setattr(module, "CHUNK", 3)
-    chunks = list(sweep(connection))
-    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+    assert [len(chunk) for chunk in sweep(connection, move=False)] == [3, 3, 1]
+    # What is moved is told before the next one is.
+    assert [len(chunk) for chunk in sweep(connection)] == [1] * 7

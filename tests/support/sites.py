@@ -39,8 +39,14 @@ class Site:
 
     def manage(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the test's database; a warning is an error there too."""
+        with self.starts(*args, **environment) as process:
+            stdout, stderr = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def starts(self, *args: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command whose end is not waited for."""
         database = json.dumps(connections["default"].settings_dict, default=str)
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "django", *args],
             cwd=self.folder,
             env={
@@ -50,8 +56,7 @@ class Site:
                 "TEST_DATABASE": database,
                 **environment,
             },
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
         )

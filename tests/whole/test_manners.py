@@ -86,7 +86,7 @@ def test_no_database(newcomer: Newcomer, command: str) -> None:
     assert "settings.DATABASES is improperly configured" in stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["migrate", "safemigrate", "resyncsequences"])
+@pytest.mark.parametrize("command", ["migrate", "safemigrate"])
 def test_no_server(newcomer: Newcomer, command: str) -> None:
     newcomer.settings(SETTINGS, NOWHERE)
     status, _, stderr = newcomer.types(command)

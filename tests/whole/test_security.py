@@ -170,7 +170,7 @@ def test_the_alarm_works(mallory: None) -> None:
 
 
 def test_a_superuser_s_resync_runs_nothing_of_others(mallory: None) -> None:
-    found = resync("--all-schemas", status=1)
+    found = resync("--all-schemas", status=3)
     assert not has_rung()
     for table in untrapped():
         assert found[table]["status"] == "resynced"
@@ -180,12 +180,12 @@ def test_a_superuser_s_resync_runs_nothing_of_others(mallory: None) -> None:
         assert found[table]["advice"] == (
             f"run as {MALLORY}, or, if that role is trusted, with --force"
         )
-    resync("--all-schemas", "--check", status=1)
+    resync("--all-schemas", "--check", status=3)
     assert not has_rung()
 
 
 def test_in_the_hostile_schema_itself(mallory: None) -> None:
-    found = resync(status=1)
+    found = resync(status=3)
     assert not has_rung()
     resynced = {table for table, each in found.items() if each["status"] == "resynced"}
     assert resynced == {*untrapped(), "checked_child"}
@@ -193,7 +193,7 @@ def test_in_the_hostile_schema_itself(mallory: None) -> None:
 
 def test_the_owner_may_read_its_own(mallory: None) -> None:
     execute(f"SET ROLE {MALLORY}")
-    found = resync("--schema", "mallory", status=1)
+    found = resync("--schema", "mallory", status=3)
     execute("RESET ROLE; SET search_path = pg_catalog")
     for table in {*untrapped(), *trapped()} - {"with_policy"}:
         assert found[table]["status"] == "resynced"

@@ -1,0 +1,39 @@
+"""How a name is printed that anybody may have chosen: on one line, and as nothing but a name."""
+
+from __future__ import annotations
+
+
+def printable(text: str, encoding: str = "ascii") -> str:
+    """Return ``text`` with escapes for what a terminal, or ``encoding``, can't show as it is.
+
+    A line break would end a comment and begin a statement, ESC would command the terminal, and
+    U+202E would reverse the text that follows it.
+    """
+    shown = "".join(each if each.isprintable() else _escaped(each) for each in text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def one_line(text: str) -> str:
+    """Return a text of several lines, such as a driver's error, as a single one."""
+    return printable(" ".join(text.split()), "utf-8")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def sql_identifier(name: str) -> str:
+    """Quote ``name`` for a statement that is printed, with PostgreSQL's Unicode escapes."""
+    return f'U&"{_unicode_escapes(name, quote=chr(34))}"'
+
+
+def sql_literal(text: str) -> str:
+    """Quote ``text`` for a statement that is printed, with PostgreSQL's Unicode escapes."""
+    return f"U&'{_unicode_escapes(text, quote=chr(39))}'"
+
+
+def _unicode_escapes(text: str, quote: str) -> str:
+    return "".join(
+        each * 2 if each in (quote, "\\") else each if each.isprintable() else f"\\+{ord(each):06X}"
+        for each in text
+    )

@@ -1,0 +1,45 @@
+"""Names that would be more than names where they are printed."""
+
+from __future__ import annotations
+
+import pytest
+
+from safemigrate.printing import one_line, printable, sql_identifier, sql_literal
+from tests.support.databases import execute, value
+
+HOSTILE = [
+    "x\ndrop table victim; --",
+    "\x1b[31mred\x1b[0m",
+    "\u202egnp.exe",
+    "a\rb\x0bc\x85d\u2028e\x7f",
+    "q\"u'o\\te\n",
+    "\\+000041\n",
+    "tail\U000e0001",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_what_is_printed_is_one_line_without_controls(name: str) -> None:
+    for text in (printable(name), printable(name, "utf-8"), one_line(name)):
+        assert text.isprintable()
+    assert printable(name).isascii()
+    assert sql_identifier(name).isprintable()
+    assert sql_literal(name).isprintable()
+
+
+def test_what_can_be_printed_stays_as_it_is() -> None:
+    assert printable('public."Bestellung Nr. 7"') == 'public."Bestellung Nr. 7"'
+    assert printable("märz заказ", "utf-8") == "märz заказ"
+    assert printable("märz") == "m\\xe4rz"
+    assert printable("märz заказ", "latin-1") == "märz \\u0437\\u0430\\u043a\\u0430\\u0437"
+
+
+def test_a_text_of_several_lines_becomes_one() -> None:
+    assert one_line("refused\n\tIs the server running?\n") == "refused Is the server running?"
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_the_server_reads_the_escapes_as_the_name(database: str, name: str) -> None:
+    assert value(f"SELECT {sql_literal(name)}") == name
+    execute(f"CREATE TABLE {sql_identifier(name)} (id int)")
+    assert value("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid >= 16384") == name
