@@ -1,14 +1,17 @@
 """
 What safemigrate costs, side by side with migrate, in one run, alternating.
 
-    python benchmarks/speed.py [--pairs 15] [--only a,b,c,d,e]
+    python benchmarks/speed.py [--pairs 15] [--only abcdef]
 
 (a) an empty database and (b) nothing to do, each as a whole process of the example project; (c) a
 data migration of 20,000 single-row create() calls and one of 5,000 many-to-many add() calls; (d)
 one heal, with the sequence behind by 1 and by 1,000,000; (e) 50 tables behind in one migration,
-against a script that catches the error, resyncs and runs migrate again. Prints medians with their
-quartiles, the median of the pairs' ratios, and the statements sent. The server is DATABASE_URL's,
-or the embedded one.
+against a script that catches the error, resyncs and runs migrate again; (f) data migrations that
+are hard on whoever reads statements: 1,000 caught IntegrityErrors, 3,000 create() with a function
+in the INSERT, bulk_create() of 10,000 rows with 20 columns, 50,000 INSERT statements in one text,
+and one literal of 10 MB. Prints medians with their quartiles, the median of the pairs' ratios, the
+statements sent, and for data migrations the peak memory of a process. The server is
+DATABASE_URL's, or the embedded one.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ import argparse
 import gc
 import io
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 NAME = f"speed_{os.getpid()}"
 EMPTY, FULL = f"{NAME}_empty", f"{NAME}_full"
 ROWS, ADDS, TABLES = 20_000, 5_000, 50
+CAUGHT, FUNCTIONS, BULK, COLUMNS, STATEMENTS, LITERAL = 1_000, 3_000, 10_000, 20, 50_000, 10 << 20
 
 
 def administer(sql: str) -> None:
@@ -99,6 +104,8 @@ def compare(
     pairs: int,
     limit: float | None,
     count: Callable[[str], float] | None = None,
+    *,
+    has_memory: bool = False,
 ) -> None:
     """Measure both in turn, changing who goes first, and print what came of it."""
     statements = {}
@@ -118,7 +125,28 @@ def compare(
     ratios = [new / old for old, new in zip(times[names[0]], times[names[1]], strict=True)]
     low, middle, high = quantiles(ratios, n=4)
     wanted = f"  (wanted: at most {limit})" if limit else ""
-    print(f"  ratio of {pairs} pairs {middle:8.3f}     [{low:.3f}, {high:.3f}]{wanted}")
+    print(f"  ratio of {pairs} pairs {middle:8.3f}     [{low:.3f}, {high:.3f}]{wanted}", flush=True)
+    if has_memory:
+        old, new = (peak(once, name) for name in names)
+        print(f"  peak memory {old:.0f} and {new:.0f} MB, ratio {new / old:.3f}", flush=True)
+
+
+def peak(once: Callable[[str], float], name: str) -> float:
+    """Return how many megabytes a process of its own has at most."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            once(name)
+            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            os.write(writing, str(kilobytes).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        kilobytes = int(answer.read())
+    os.wait()
+    return kilobytes / 1024
 
 
 def command(name: str, **options: Any) -> float:
@@ -162,6 +190,68 @@ def add_tags() -> None:
     )
     for tag in Tag.objects.bulk_create([Tag(name=str(number)) for number in range(ADDS)]):
         product.tags.add(tag)
+
+
+def catch_errors() -> None:
+    from django.db import IntegrityError, transaction
+
+    from shop.models import Tag
+
+    first = Tag.objects.create(name="first")
+    for _ in range(CAUGHT):
+        with suppress(IntegrityError), transaction.atomic():
+            Tag.objects.create(pk=first.pk, name="again")
+
+
+def create_with_functions() -> None:
+    from django.db.models import Value
+    from django.db.models.functions import Lower
+
+    from shop.models import Tag
+
+    for number in range(FUNCTIONS):
+        Tag.objects.create(name=Lower(Value(f"Tag {number}")))
+
+
+def bulk_create() -> None:
+    from django.db import connection, models
+
+    fields = {f"column_{number}": models.TextField() for number in range(COLUMNS)}
+    meta = type("Meta", (), {"app_label": "shop"})
+    with suppress_reloading():
+        wide: Any = type("Wide", (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
+    with connection.schema_editor() as editor:
+        editor.create_model(wide)
+    wide.objects.bulk_create(
+        wide(**{name: f"{name} of {number}" for name in fields}) for number in range(BULK)
+    )
+
+
+@contextmanager
+def suppress_reloading() -> Iterator[None]:
+    """Let a model be made anew without a warning."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def run_one_text() -> None:
+    run_sql("".join(f"INSERT INTO shop_tag (name) VALUES ('{n}');" for n in range(STATEMENTS)))
+
+
+def insert_literal() -> None:
+    run_sql("CREATE TABLE long (id serial PRIMARY KEY, body text)")
+    run_sql(f"INSERT INTO long (body) VALUES ('{'x' * LITERAL}')")
+
+
+def run_sql(text: str) -> None:
+    """Send a text as RunSQL does."""
+    from django.db import connection
+
+    with connection.schema_editor() as editor:
+        editor.execute(text, params=None)
 
 
 def data_migration(work: Callable[[], None]) -> Callable[[str], float]:
@@ -256,17 +346,29 @@ def one_more_migration() -> Iterator[None]:
             yield
 
 
+DATA_MIGRATIONS = [
+    ("c", f"{ROWS:,} create()", create_rows),
+    ("c", f"{ADDS:,} add()", add_tags),
+    ("f", f"{CAUGHT:,} caught IntegrityErrors", catch_errors),
+    ("f", f"{FUNCTIONS:,} create() with a function", create_with_functions),
+    ("f", f"bulk_create() of {BULK:,} rows with {COLUMNS} columns", bulk_create),
+    ("f", f"{STATEMENTS:,} INSERT statements in one text", run_one_text),
+    ("f", f"one literal of {LITERAL >> 20} MB", insert_literal),
+]
+
+
 def run(pairs: int, only: str) -> None:
     both = ("migrate", "safemigrate")
     if "a" in only:
         compare(
-            "(a) from an empty database", both, on(EMPTY, process), pairs, 1.03, on(EMPTY, command)
+            "(a) from an empty database", both, on(EMPTY, process), pairs, 1.01, on(EMPTY, command)
         )
     if "b" in only:
-        compare("(b) nothing to do", both, on(FULL, process), pairs, 1.03, on(FULL, command))
-    if "c" in only:
-        for title, work in ((f"{ROWS:,} create()", create_rows), (f"{ADDS:,} add()", add_tags)):
-            compare(f"(c) {title} in one transaction", both, data_migration(work), pairs, 1.05)
+        compare("(b) nothing to do", both, on(FULL, process), pairs, 1.01, on(FULL, command))
+    for letter, title, work in DATA_MIGRATIONS:
+        if letter in only:
+            name = f"({letter}) {title} in one transaction"
+            compare(name, both, data_migration(work), pairs, 1.03, has_memory=True)
     if "d" in only:
         compare("(d) one heal", ("behind by 1", "behind by 1,000,000"), heal, pairs, 1.2)
         compare("(d) the same INSERT", ("behind by -100", "behind by 1"), heal, pairs, None)
@@ -281,7 +383,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--only", default="abcde", help="some of the letters a to e")
+    parser.add_argument("--only", default="abcdef", help="some of the letters a to f")
     options = parser.parse_args()
     with server() as settings:
         host = settings["HOST"] or settings["OPTIONS"].get("host", "")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Migrate, then become the command. Replicas that start together take turns: see `safemigrate --help`.
+# Migrate, then become the command. Of replicas that start together, one migrates and the others wait: see `safemigrate --help`.
 set -eu
 
 python "$(dirname -- "$0")/manage.py" safemigrate --noinput \

@@ -42,7 +42,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         Databases() as databases,
         databases.bound("default"),
-        Project(Path(folder)) as project,
+        Project(Path(folder), databases) as project,
     ):
         hospital = Hospital(project, databases)
         hospital.learn()

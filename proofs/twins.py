@@ -53,7 +53,11 @@ def main() -> int:
             findings += finds(
                 twins, phases, choices.seed + start, min(BATCH, choices.examples - start)
             )
-            print(f"{time.monotonic() - began:.0f} s: {twins.counts}; {findings} findings")
+            print(
+                f"{time.monotonic() - began:.0f} s: {twins.counts}; {findings} findings", flush=True
+            )
+        for feature, number in twins.counts.features.most_common():
+            print(f"{number:6} with: {feature}")
     return 1 if findings else 0
 
 

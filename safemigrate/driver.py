@@ -45,7 +45,7 @@ class Cursor:
             return list(self._cursor.fetchall())
 
     def row(self, sql: str, params: Any = None) -> Any:
-        """Return the first row of a statement, or None where there is none."""
+        """Return the first row of a statement, or None if there is none."""
         rows = self.rows(sql, params)
         return rows[0] if rows else None
 
@@ -176,7 +176,7 @@ def is_of_the_connection(error: BaseException) -> bool:
 
 
 def diagnostics(error: BaseException) -> Any:
-    """Return libpq's fields of a Django error, or None where its driver's error has none."""
+    """Return libpq's fields of a Django error, or None if its driver's error has none."""
     return getattr(error.__cause__, "diag", None)
 
 
@@ -200,7 +200,7 @@ def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
 
 
 def takes_backslashes_literally(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether ``standard_conforming_strings`` is on, which libpq is told of at once."""
+    """Tell whether ``standard_conforming_strings`` is on; the server tells libpq at once."""
     return bool(connection.connection.info.parameter_status("standard_conforming_strings") == "on")
 
 

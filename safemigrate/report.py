@@ -81,7 +81,7 @@ class Report:
 
 
 class Audience:
-    """Those who are told of one connection: its reports, the log, the signal's receivers."""
+    """Everything that hears of one connection: its reports, the log, the signal's receivers."""
 
     def __init__(self, using: str) -> None:
         self.using = using

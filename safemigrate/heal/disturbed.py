@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Table:
-    # The columns that statements have given; None once that may be all of them.
+    # The columns for which statements have supplied values; None once that may be all of them.
     given: frozenset[str] | None = frozenset()
-    # The columns that a sequence feeds, as far as the last check has told.
+    # The columns that a sequence feeds, according to the last check.
     fed: frozenset[str] | None = None
-    # How many values the sequence can give until it meets a key; None for no end in sight.
+    # How many values the sequence can give before one is taken; None if no end is in sight.
     free: int | None = 0
     is_unchecked: bool = False
 
     def is_disturbed_for(self, insert: Write) -> bool:
-        """Tell whether ``insert`` leaves out a column that the run has given."""
+        """Tell whether ``insert`` leaves out a column for which the run has supplied values."""
         if self.is_unchecked:
             return True
         if insert.columns is None or (self.free is None or self.free > 0):
@@ -41,7 +41,7 @@ class _Table:
 
 @dataclass
 class Disturbed:
-    """What the statements of one connection have given, by the tables' own names."""
+    """What the statements of one connection have supplied, by the tables' unqualified names."""
 
     _tables: dict[str, _Table] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Disturbed:
         return self._tables[insert.name].is_unchecked
 
     def needs_recheck(self, insert: Write) -> bool:
-        """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
+        """Tell whether the INSERT draws from a sequence that may no longer be in sync."""
         table = self._tables.get(insert.name)
         return table is not None and table.is_disturbed_for(insert)
 
@@ -64,7 +64,7 @@ class Disturbed:
         table.fed, table.free, table.is_unchecked = fed, free, False
 
     def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
-        """Remember what a statement gave; ``count`` is how many rows it inserted, if known."""
+        """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""
         for insert in inserts:
             table = self._tables.setdefault(insert.name, _Table())
             table.draw(count)

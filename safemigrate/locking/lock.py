@@ -232,9 +232,9 @@ def _known(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 # --- The lock -------------------------------------------------------------------------------------
 
-# All of it is local to the transaction, for behind a pooler the session is others' as well. A
-# setting that this server is too old for is one that current_setting() does not find. The schema is
-# found by the role's and the alias's own search_path, whose operators are none of pg_catalog's.
+# All of it is local to the transaction, because behind a pooler others use the session as well. If
+# the server is too old for a setting, current_setting() does not find it. The schema is found by
+# the search_path of the role and the alias, whose operators may be anybody's: hence OPERATOR().
 BEGIN_AND_TRY = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
 SELECT pg_catalog.set_config(own.name, own.value, true)
@@ -271,7 +271,7 @@ LOCAL_SETTINGS = {
     "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
-    # A host that vanished without a word gives its lock back in two minutes, not in two hours.
+    # A host that vanishes without a word loses its lock after two minutes, not after two hours.
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "6",

@@ -138,16 +138,16 @@ class Sequence:
 
 
 # A default is a sequence's bare next value when its text is a call of nextval() with at most casts
-# around it, and no function or operator of anybody else's stands behind it in pg_depend. Which
-# columns own a sequence (pg_get_serial_sequence) says nothing about what feeds them. With a table
-# pg_get_expr() would wait for that table's lock; defaults have no use for one.
+# around it, and pg_depend lists no user-defined function or operator for it. Which columns own a
+# sequence (pg_get_serial_sequence) says nothing about what feeds them. Given a table, pg_get_expr()
+# would wait for that table's lock; defaults do not need one.
 CASTS = r'[)]*(::[a-z0-9_. "]+([(][0-9,]+[)])?[)]?)*$'
 BARE = rf"^[(]*nextval[(]''([^'']|'''')*''::regclass[)]{CASTS}"
 BY_NAME = rf"^[(]*nextval[(][(]*''((?:[^'']|'''')*)''::text[)]*(?:::regclass)?[)]*{CASTS}"
-# Anybody may write a default, and a name that is none would be an error for all of them.
+# Anybody may write a default, and one invalid name in it would be an error for the whole query.
 IDENTIFIER = '("([^"]|"")+"|[[:alpha:]_][[:alnum:]_$]*)'
 NAME = f"^{IDENTIFIER}([.]{IDENTIFIER})?$"
-# A setting in which the schemas are kept that are looked into before ours are pinned.
+# The setting that keeps the session's search path, read before ours is pinned.
 PATH = "safemigrate.path"
 IS_BARE = f"""
            pg_catalog.pg_get_expr({{expression}}, 0::pg_catalog.oid) ~ '{BARE}'
@@ -160,8 +160,8 @@ IS_BARE = f"""
 OF_DEFAULT = IS_BARE.format(expression="ad.adbin", owner="'pg_catalog.pg_attrdef'", oid="ad.oid")
 OF_DOMAIN = IS_BARE.format(expression="t.typdefaultbin", owner="'pg_catalog.pg_type'", oid="t.oid")
 
-# Every feed whose column is of a relation that {relation} restricts. The joins are the planner's to
-# order but for OFFSET 0: without statistics, as after a restore, it would otherwise walk all of
+# Every feed whose column is in a relation that {relation} restricts. The planner may order the
+# joins, except at OFFSET 0: without statistics, as after a restore, it would otherwise walk all of
 # pg_depend once for each default.
 FEEDS = f"""
     SELECT d.refobjid AS sequence, ad.adrelid AS relation, ad.adnum::pg_catalog.int4 AS attribute,
@@ -232,7 +232,7 @@ FEEDS = f"""
     WHERE a.attrelid {{relation}}
 """
 
-# What other columns these sequences feed, by the dependencies alone.
+# The other columns that these sequences feed, according to the dependencies alone.
 FEEDS_OF_SEQUENCES = f"""
     SELECT d.refobjid, ad.adrelid, ad.adnum::pg_catalog.int4, {OF_DEFAULT}
     FROM pg_catalog.pg_depend AS d
@@ -366,7 +366,7 @@ CODE_OF_OTHERS = """(
     JOIN pg_catalog.pg_roles AS r ON r.oid = pr.proowner
     WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER)
 """
-# A key column that NULL was not meant for: nothing would fill it.
+# Whether a key column is left NULL because nothing fills it any more.
 IS_LOST = """
 SELECT NOT a.atthasdef AND a.attidentity = ''
        AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')

@@ -225,7 +225,7 @@ def _resync_if_taken(
     if not (finding.is_behind and sole):
         return finding, None
     free = _free(cursor, finding, sole)
-    if free or finding.obstacle or not move:
+    if free != 0 or finding.obstacle or not move:
         return finding, free or None
     return resync(cursor, sequence), None
 

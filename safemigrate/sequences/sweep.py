@@ -54,10 +54,10 @@ TABLES = """
     WHERE pg_catalog.to_regclass(t) IS NOT NULL
 """
 
-# One statement for all that is plainly in sync, at the cost of a max() through an index each. What
-# can't be read so, or is not in sync, is left for the exact check: the oids of those sequences are
-# what remains, in a setting that ends with the transaction. An exception raised on purpose gives
-# back each table's locks at once, so that no number of tables fills the server's lock table.
+# One statement finds everything that is clearly in sync, at the cost of a max() by index for each.
+# Whatever cannot be read like that, or is not in sync, is left to the exact check: those sequences'
+# oids go into a setting that ends with the transaction. An exception raised on purpose releases a
+# table's locks at once, so that no number of tables can fill the server's lock table.
 SWEEP = """
 DO $sweep$
 DECLARE
@@ -151,7 +151,7 @@ for _part, _text in {
     ),
 }.items():
     SWEEP = SWEEP.replace(_part, _text)
-# No name is ever a part of the block's text, where it might end it.
+# Names are never put into the block's text, which they might end.
 SCHEMAS_TO_SWEEP = """
     SELECT pg_catalog.set_config(
         'safemigrate.schemas', %s::pg_catalog.text[]::pg_catalog.text, true)
@@ -297,7 +297,7 @@ def _checked(
     terms: Terms,
     lock_timeout: str = "1s",
 ) -> list[Finding]:
-    """Check sequences together; where that fails, by halves."""
+    """Check sequences together, or by halves if that fails."""
     sequences: list[Sequence] = []
     try:
         with checking(connection, lock_timeout=lock_timeout) as cursor:

@@ -12,10 +12,11 @@ import pytest
 from django.db import migrations
 
 from tests.support.databases import execute
-from tests.support.models import create
 
 if TYPE_CHECKING:
     from tests.support.project import Law, Project
+
+pytestmark = pytest.mark.attack
 
 ADD_ITEM = """
     CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
@@ -822,16 +823,6 @@ UNOWNED = """
 """
 # These are as they should be: a number that starts again is in sync, and no twin may move it.
 ON_PURPOSE = {"app_invoice_number_seq": 1, "app_ticket_number_seq": 1}
-
-
-@pytest.fixture
-def filled(project: Project) -> Project:
-    """A project with tables app_item and app_log of twenty rows each."""
-    project.migration(create("Item"), create("Log"))
-    project.migrate()
-    for table in ("app_item", "app_log"):
-        execute(f"INSERT INTO {table} (name) SELECT 'item ' || n FROM generate_series(1, 20) AS n")
-    return project
 
 
 def spoil() -> None:

@@ -13,11 +13,12 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from safemigrate.signals import sequence_resynced
 from tests.support.databases import behind, execute, put_behind, rows, value
-from tests.support.models import create
 from tests.support.project import Law, Project, run_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.attack
 
 ADD_ITEM = """
     CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
@@ -28,16 +29,6 @@ LOG_ITEM = """
     $$ BEGIN INSERT INTO app_item (name) VALUES ('logged'); RETURN coalesce(NEW, OLD); END $$;
     CREATE TRIGGER t AFTER UPDATE OR DELETE ON app_log FOR EACH ROW EXECUTE FUNCTION log_item();
 """
-
-
-@pytest.fixture
-def filled(project: Project) -> Project:
-    """A project with tables app_item and app_log of twenty rows each."""
-    project.migration(create("Item"), create("Log"))
-    project.migrate()
-    for table in ("app_item", "app_log"):
-        execute(f"INSERT INTO {table} (name) SELECT 'item ' || n FROM generate_series(1, 20) AS n")
-    return project
 
 
 def sql(text: str, params: Any = None) -> None:

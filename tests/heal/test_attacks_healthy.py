@@ -30,6 +30,8 @@ from tests.support.servers import embedded_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.attack
+
 WAYS: list[Any] = []
 SEEN = "INSERT INTO app_seen (what) VALUES (%s)"
 # They carry the thread's number and that of the savepoint.
@@ -356,10 +358,15 @@ def sequences_positions(apps: Any, editor: Any) -> None:
 def seen(project: Project) -> Project:
     """A project with tables of twenty rows, and one for what its migrations see."""
     project.migration(create("Tag"), create("Log"))
-    project.migrate()
-    for table in ("app_tag", "app_log"):
-        execute(f"INSERT INTO {table} (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n")
-    execute("CREATE TABLE app_seen (id serial PRIMARY KEY, what text)")
+
+    def fill() -> None:
+        for table in ("app_tag", "app_log"):
+            execute(
+                f"INSERT INTO {table} (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n"
+            )
+        execute("CREATE TABLE app_seen (id serial PRIMARY KEY, what text)")
+
+    project.begin_with("seen", fill)
     return project
 
 

@@ -30,6 +30,8 @@ from tests.support.project import Law, Project, run_python
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.attack
+
 Code = "Callable[[Any, Any], None]"
 PROBE = "SELECT nextval('app_tag_id_seq')"
 ADD_TAG = """
@@ -561,12 +563,18 @@ def a_hundred_generated_names(apps: Any, editor: Any) -> None:
 def sold(project: Project) -> Project:
     """A shop with twenty tags, and five products that have some of them."""
     project.migration(*shop())
-    project.migrate()
-    execute("INSERT INTO app_tag (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n")
-    execute("INSERT INTO app_product (name, main_id) SELECT n, n FROM generate_series(1, 5) AS n")
-    execute(
-        "INSERT INTO app_product_tags (product_id, tag_id) SELECT n, n FROM generate_series(1, 5) AS n"
-    )
+
+    def fill() -> None:
+        execute("INSERT INTO app_tag (name) SELECT 'tag ' || n FROM generate_series(1, 20) AS n")
+        execute(
+            "INSERT INTO app_product (name, main_id) SELECT n, n FROM generate_series(1, 5) AS n"
+        )
+        execute(
+            "INSERT INTO app_product_tags (product_id, tag_id)"
+            " SELECT n, n FROM generate_series(1, 5) AS n"
+        )
+
+    project.begin_with("sold", fill)
     return project
 
 

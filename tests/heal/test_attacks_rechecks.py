@@ -12,11 +12,12 @@ import pytest
 from django.db import IntegrityError, migrations, transaction
 
 from tests.support.databases import execute, rows, value
-from tests.support.models import create
 from tests.support.project import Law, Project, run_python
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+pytestmark = pytest.mark.attack
 
 THREE = "INSERT INTO app_other (name) VALUES ('a'), ('b'), ('c');"
 NUMBERED = """
@@ -99,6 +100,19 @@ CASES = [
         """,
     ),
     case(
+        "nothing ahead but in another table of the same sequence",
+        "INSERT INTO app_one (id, name) VALUES (90, 'given')",
+        "INSERT INTO app_two (id, name) VALUES (1, 'given')",
+        "INSERT INTO app_two (name) VALUES ('drawn')",
+        setup="""
+            CREATE SEQUENCE app_keys;
+            CREATE TABLE app_one (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            CREATE TABLE app_two (id int DEFAULT nextval('app_keys') PRIMARY KEY, name text);
+            INSERT INTO app_one (name) VALUES ('a'), ('b');
+            INSERT INTO app_two (name) VALUES ('a'), ('b');
+        """,
+    ),
+    case(
         "taken until the given row has moved",
         """
         BEGIN;
@@ -160,16 +174,6 @@ CASES = [
         """,
     ),
 ]
-
-
-@pytest.fixture
-def filled(project: Project) -> Project:
-    """A project with tables app_item and app_log of twenty rows each."""
-    project.migration(create("Item"), create("Log"))
-    project.migrate()
-    for table in ("app_item", "app_log"):
-        execute(f"INSERT INTO {table} (name) SELECT 'item ' || n FROM generate_series(1, 20) AS n")
-    return project
 
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])

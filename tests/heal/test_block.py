@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 @pytest.fixture
 def groups(project: Project) -> Iterator[None]:
     """Make a database with three groups, and their sequence behind them."""
-    project.migrate("auth")
-    execute("INSERT INTO auth_group (name) VALUES ('a'), ('b'), ('c')")
-    put_behind("auth_group")
+
+    def fill() -> None:
+        execute("INSERT INTO auth_group (name) VALUES ('a'), ('b'), ('c')")
+        put_behind("auth_group")
+
+    project.begin_with("groups", fill)
     yield
     assert not any(isinstance(each, Wrapper) for each in connection.execute_wrappers)
 

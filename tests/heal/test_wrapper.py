@@ -154,11 +154,14 @@ NOT_IN_AUTOCOMMIT = {"do"}
 def old_tags(project: Project, *, triggers: bool = False) -> None:
     """Three tags with the keys 1 to 3, in a database that is migrated so far."""
     project.migration(*shop())
-    project.migrate()
-    execute("INSERT INTO app_tag (name) VALUES ('old'), ('older'), ('oldest')")
-    if triggers:
-        execute(AUDIT)
-        execute("INSERT INTO app_audit (name) SELECT 'old' FROM generate_series(1, 4)")
+
+    def fill() -> None:
+        execute("INSERT INTO app_tag (name) VALUES ('old'), ('older'), ('oldest')")
+        if triggers:
+            execute(AUDIT)
+            execute("INSERT INTO app_audit (name) SELECT 'old' FROM generate_series(1, 4)")
+
+    project.begin_with(f"old tags, {triggers=}", fill)
 
 
 @ATOMIC

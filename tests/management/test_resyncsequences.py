@@ -16,7 +16,8 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from safemigrate import driver
-from safemigrate.management import formats, progress
+from safemigrate.management import progress
+from safemigrate.management import table as layout
 from safemigrate.sequences import resync as engine
 from safemigrate.sequences import sweep as survey
 from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
@@ -348,6 +349,17 @@ def test_what_to_type_next(tables: None) -> None:
     assert "To move" not in resync("--check")
 
 
+def test_a_document_is_printed_whatever_is_wrong(database: str) -> None:
+    for args in (["nosuch"], ["--table", "nosuch"], ["--database", "nosuch"]):
+        out = io.StringIO()
+        with pytest.raises(CommandError, match="nosuch") as wrong:
+            call_command("resyncsequences", *args, json=True, stdout=out)
+        assert wrong.value.returncode == 2
+        document = json.loads(out.getvalue())
+        assert (document["error"], document["sequences"]) == (str(wrong.value), [])
+    assert document["vendor"] is None
+
+
 def test_nothing_to_type_where_nothing_would_be_moved(tables: None) -> None:
     execute("INSERT INTO ill VALUES (2100000000)")
     printed = resync("--check", status=1)
@@ -390,26 +402,33 @@ def test_what_somebody_has_to_decide_on_is_a_comment(tables: None, force: bool) 
     assert "SELECT pg_catalog.setval('public.ill_id_seq', 2100000000)" in printed
 
 
-def test_what_this_session_may_not_do_a_dba_may(tables: None) -> None:
-    execute("SET default_transaction_read_only = on")
-    printed = resync("--dry-run")
-    execute("SET default_transaction_read_only = off")
-    assert "read-only" in printed
+@pytest.fixture
+def visitor(tables: None) -> Iterator[str]:
+    """Be a role that was granted nothing."""
+    role = f"visitor_{os.getpid()}"
+    execute(f"CREATE ROLE {role}; SET ROLE {role}")
+    yield role
+    execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_what_this_session_may_not_do_a_dba_may(visitor: str) -> None:
+    execute(f"RESET ROLE; GRANT SELECT ON ill, ill_id_seq TO {visitor}; SET ROLE {visitor}")
+    printed = resync("--dry-run", "--table", "ill")
+    execute("RESET ROLE")
+    assert f"role {visitor} may not move the sequence" in printed
     execute(printed)
     assert next_value("ill_id_seq") == 8
 
 
-def test_advice_comes_whole(tables: None) -> None:
-    role = f"visitor_{os.getpid()}"
-    execute(f"CREATE ROLE {role}; SET ROLE {role}")
+def test_advice_comes_whole(visitor: str) -> None:
     printed = resync("--table", "ill", status=3)
     execute("RESET ROLE")
-    grants = [line for line in printed.splitlines() if line.startswith("  GRANT")]
-    for grant in grants:
-        execute(grant)
-    execute(f"SET ROLE {role}")
+    for line in printed.splitlines():
+        if line.startswith("  GRANT"):
+            execute(line)
+    execute(f"SET ROLE {visitor}")
     resync("--table", "ill")
-    execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+    execute("RESET ROLE")
     assert next_value("ill_id_seq") == 8
 
 
@@ -502,7 +521,7 @@ def test_a_line_has_at_most_120_characters(database: str) -> None:
 def test_only_the_first_remedies_are_told_unasked(
     tables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "REMEDIES", 1)
+    monkeypatch.setattr(layout, "REMEDIES", 1)
     for table in ("ill", "well"):
         execute(f"INSERT INTO {table} VALUES (2100000000)")
     printed = resync("--check", status=1)
@@ -516,7 +535,7 @@ def test_what_was_moved_is_said_by_a_run_that_is_ended(
     tables: None, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
     execute("CREATE TABLE more (id serial PRIMARY KEY); INSERT INTO more VALUES (3)")
-    monkeypatch.setattr(formats, "PATIENCE", patience)
+    monkeypatch.setattr(layout, "PATIENCE", patience)
     move_past = engine.move_past
 
     def interrupted(cursor: Any, sequence: Any, terms: Any) -> Any:

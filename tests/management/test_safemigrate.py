@@ -38,7 +38,7 @@ def sequences() -> dict[str, int]:
 @pytest.fixture
 def shop_to_do(project: Project) -> Project:
     """Make a database where all but the shop is migrated."""
-    project.migrate()
+    project.begin_with("contrib")
     project.migration(create("Tag"))
     project.migration(*shop()[1:])
     return project

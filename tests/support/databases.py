@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connection, connections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -34,6 +34,7 @@ class Databases:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._made: list[str] = []
+        self._states: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -47,8 +48,8 @@ class Databases:
         for name in list(self._made):
             self.drop(name)
 
-    def create(self, template: str = "template0") -> str:
-        name = f"safemigrate_{os.getpid()}_{next(self._numbers)}"
+    def create(self, template: str = "template0", name: str | None = None) -> str:
+        name = name or f"safemigrate_{os.getpid()}_{next(self._numbers)}"
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         self._made.append(name)
         return name
@@ -64,6 +65,19 @@ class Databases:
         with binding(alias, name):
             yield name
         self.drop(name)
+
+    def restore(self, state: str, make: Callable[[], None]) -> None:
+        """Bring the default, empty database to a state that is made only once."""
+        name = connection.settings_dict["NAME"]
+        if state in self._states:
+            connection.close()
+            self.drop(name)
+            self.create(self._states[state], name)
+        else:
+            make()
+            connection.close()
+            self._states[state] = self.create(name)
+        connection.ensure_connection()
 
     def _execute(self, sql: str) -> None:
         with connections["default"]._nodb_cursor() as cursor:

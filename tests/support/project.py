@@ -56,7 +56,8 @@ TABLES = """
 class Project:
     """The migrations of the app ``app``; those of the contrib apps are Django's own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, databases: Databases) -> None:
+        self.databases = databases
         self.package = f"migrations_{next(_numbers)}"
         self.folder = folder / self.package
         self._count = 0
@@ -79,6 +80,18 @@ class Project:
         sys.path.remove(str(self.folder.parent))
         for name in [name for name in sys.modules if name.startswith(self.package)]:
             del sys.modules[name]
+
+    def begin_with(self, state: str, fill: Callable[[], None] = lambda: None) -> None:
+        """Migrate and fill the empty database; what is asked for again is cloned.
+
+        A ``state`` stands for what the project's migrations and ``fill`` make.
+        """
+
+        def make() -> None:
+            self.migrate()
+            fill()
+
+        self.databases.restore(state, make)
 
     def migration(self, *operations: Any, **attributes: Any) -> str:
         """Add a migration after those there are; return its name."""

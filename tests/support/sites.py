@@ -8,8 +8,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from django.db import connections
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
@@ -37,13 +41,17 @@ class Site:
             for package in path.relative_to(self.folder).parents[:-1]:
                 (self.folder / package / "__init__.py").touch()
 
-    def manage(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def manage(
+        self, *args: str, pass_fds: Sequence[int] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command on the test's database; a warning is an error there too."""
-        with self.starts(*args, **environment) as process:
+        with self.starts(*args, pass_fds=pass_fds, **environment) as process:
             stdout, stderr = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
-    def starts(self, *args: str, **environment: str) -> subprocess.Popen[str]:
+    def starts(
+        self, *args: str, pass_fds: Sequence[int] = (), **environment: str
+    ) -> subprocess.Popen[str]:
         """Start a command whose end is not waited for."""
         database = json.dumps(connections["default"].settings_dict, default=str)
         return subprocess.Popen(
@@ -59,4 +67,5 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
         )

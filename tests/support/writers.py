@@ -120,14 +120,14 @@ class Seen:
     moved: list[Any] = field(default_factory=list)
 
 
-def run(seconds: float, *, writers: int = 8, resyncers: int = 2) -> Seen:
+def run(seconds: float, *, writers: int = 8, resyncers: int = 2, resyncer: str = RESYNCER) -> Seen:
     """Let writers, resyncers and a watcher loose on TABLES at once; return what they saw."""
     execute(TABLES)
     old = {table: value(f"SELECT coalesce(max(id), 0) FROM {table}") for table in EVERY}
     tables = json.dumps(EVERY)
     started = [
         *(_start(WRITER, number, seconds, tables) for number in range(1, writers + 1)),
-        *(_start(RESYNCER, number % 2, seconds) for number in range(resyncers)),
+        *(_start(resyncer, number % 2, seconds, tables) for number in range(resyncers)),
         _start(WATCHER, 0, seconds, tables),
     ]
     for process in started:

@@ -35,7 +35,7 @@ def half(project: Project) -> Project:
     """A project with rows in every table, and a table and rows still to come."""
     project.migration(*shop())
     project.migration(run_python(fill))
-    project.migrate()
+    project.begin_with("half")
     project.migration(run_python(fill))
     project.migration(create("Later"))
     return project

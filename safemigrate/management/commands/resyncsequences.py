@@ -16,9 +16,11 @@ from safemigrate import driver
 from safemigrate.interrupt import end_by, ending_on_signals
 from safemigrate.management import losses
 from safemigrate.management.commands.safemigrate import whole_number
-from safemigrate.management.formats import Format, Json, Sql, Table, Tally, annotation
+from safemigrate.management.findings import Tally, shown
+from safemigrate.management.formats import Format, Json, Sql, annotation
 from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
+from safemigrate.management.table import Table
 from safemigrate.printing import one_line
 from safemigrate.sequences import expected
 from safemigrate.sequences.state import Terms
@@ -125,20 +127,27 @@ class Command(BaseCommand):
         self.labels = app_labels or options["app_label"]
         self.tally = Tally(options["headroom"])
         self.progress: Progress | None = None
-        connection = self._connection(options["database"])
-        self.format = self._format(connection)
-        with self._concluding(connection):
+        self.format = self._format()
+        with self._concluding():
             self._check_labels()
-            if connection.vendor == "unknown":
-                connection.ensure_connection()  # where no database is configured, Django says so
-            if connection.vendor == "postgresql":
-                with ending_on_signals(connection):
-                    self.tally.lost = self._lost(connection)
-                    self._go_through(connection, self._feeds(connection))
-            else:
-                self.tally.other_vendor = connection.display_name
+            self._check(self._connection(options["database"]))
         if status := self._status():
             sys.exit(status)
+
+    def _check(self, connection: BaseDatabaseWrapper) -> None:
+        if connection.vendor == "unknown":
+            connection.ensure_connection()  # where no database is configured, Django says so
+        if isinstance(self.format, Json):
+            self.format.vendor = connection.vendor
+        if connection.vendor != "postgresql":
+            self.tally.other_vendor = connection.display_name
+            return
+        try:
+            with ending_on_signals(connection):
+                self.tally.lost = self._lost(connection)
+                self._go_through(connection, self._feeds(connection))
+        except Error as error:
+            raise _failure(connection, error) from error
 
     def _connection(self, alias: str) -> BaseDatabaseWrapper:
         if alias not in connections:
@@ -178,12 +187,15 @@ class Command(BaseCommand):
         return feeds_in(connection, self._schemas(connection))
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
-        """List what is lost, or what is lost still with --restore-defaults."""
+        """List what is lost; with --restore-defaults what could not be restored."""
         needs = expected.needs_of_apps(connection, self.labels)
-        if tables := self.options["tables"]:
+        tables = self.options["tables"]
+        if tables:
             names = {name.rpartition(".")[2].strip('"') for name in tables}
             needs = [need for need in needs if need.table in names]
-        found = expected.losses(connection, needs, self._schemas(connection))
+        is_narrowed = self.labels or tables
+        schemas = current_schemas(connection) if is_narrowed else self._schemas(connection)
+        found = expected.losses(connection, needs, schemas)
         if self.options["dry_run"] or not self.options["restore_defaults"]:
             return found
         return losses.restored(connection, found, self._tell)
@@ -229,10 +241,10 @@ class Command(BaseCommand):
 
     # What is told.
 
-    def _format(self, connection: BaseDatabaseWrapper) -> Format:
+    def _format(self) -> Format:
         verbosity = self.options["verbosity"]
         if self.options["as_json"]:
-            return Json(self._write, verbosity, database=connection.alias, vendor=connection.vendor)
+            return Json(self._write, verbosity, database=self.options["database"])
         if self.options["dry_run"]:
             return Sql(self._write, verbosity, restores=self.options["restore_defaults"])
         return Table(
@@ -258,7 +270,7 @@ class Command(BaseCommand):
             for option in ("all_schemas", "scan", "force")
             if options[option]
         ]
-        return shlex.join(["python", "manage.py", "resyncsequences", *words])
+        return shown(shlex.join(["python", "manage.py", "resyncsequences", *words]))
 
     def _write(self, line: str) -> None:
         self._clear_progress()
@@ -280,7 +292,7 @@ class Command(BaseCommand):
     # How it ends.
 
     @contextmanager
-    def _concluding(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+    def _concluding(self) -> Iterator[None]:
         """Print what there is to print whatever ends the block, and say in one line what did."""
         try:
             yield
@@ -292,12 +304,9 @@ class Command(BaseCommand):
                 end_by(error)
             raise
         except Exception as error:
-            failure = _failure(connection, error)
-            self.format.end(self.tally, one_line(str(failure)))
+            self.format.end(self.tally, one_line(str(error)))
             self._clear_progress()
-            if failure is error:
-                raise
-            raise failure from error
+            raise
         self.format.end(self.tally)
         self._clear_progress()
 
@@ -305,16 +314,16 @@ class Command(BaseCommand):
         done = self.tally.counts.total()
         if self.progress is None:
             return "Interrupted before any sequence was checked."
-        next_one = "" if self.options["check"] else "; the next one may have been moved, too"
+        moves_none = self.options["check"] or self.options["dry_run"]
+        next_one = "" if moves_none else "; the next one may have been moved, too"
         return f"Interrupted after {done} of {self.progress.total} sequences{next_one}."
 
 
-def _failure(connection: BaseDatabaseWrapper, error: Exception) -> Exception:
-    """Return what Django prints in one line, where the database is at fault."""
-    if not isinstance(error, Error):
-        return error
-    if connection.vendor == "postgresql" and driver.is_closed(connection):
-        text = f'The database "{connection.alias}" can\'t be reached: {one_line(str(error))}'
+def _failure(connection: BaseDatabaseWrapper, error: Error) -> CommandError:
+    """Return what Django prints in one line."""
+    reason = one_line(str(error))
+    if driver.is_closed(connection):
+        text = f'The database "{connection.alias}" can\'t be reached: {reason}'
         return CommandError(text, returncode=DOWN)
-    text = f'The database "{connection.alias}" could not be checked: {one_line(str(error))}'
+    text = f'The database "{connection.alias}" could not be checked: {reason}'
     return CommandError(text, returncode=UNKNOWN)

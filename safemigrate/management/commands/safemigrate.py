@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentTypeError
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +19,11 @@ from django.core.management.color import no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.heal.block import Note, Report, Resync, healing_migrate
+from safemigrate.heal.block import Note, Resync, healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
 from safemigrate.locking.wait import wait_for_database
+from safemigrate.management.jsonreport import recording
 from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines, saying_if_slow
 from safemigrate.management.preflight import requiring_record
@@ -86,8 +87,8 @@ class Command(BaseCommand):
         "max_retries": {
             "type": whole_number,
             "metavar": "N",
-            "help": "Retry a statement that failed in autocommit up to N times; 0 resyncs but "
-            "retries nothing. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
+            "help": "Retry a statement that failed in autocommit up to N times; with 0, resync but "
+            "never retry. Default: the setting SAFEMIGRATE_MAX_RETRIES, or 3.",
         },
         "no_heal": {
             "action": "store_true",
@@ -98,7 +99,7 @@ class Command(BaseCommand):
             "type": whole_number,
             "metavar": "SECONDS",
             "help": "Wait up to this many seconds while another run holds the migration "
-            "lock; 0 tries once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
+            "lock; with 0, try once. Default: the setting SAFEMIGRATE_LOCK_WAIT, or 600.",
         },
         "no_lock": {
             "action": "store_true",
@@ -110,6 +111,11 @@ class Command(BaseCommand):
             "metavar": "SECONDS",
             "help": "Wait up to this many seconds for the database to accept connections. "
             "Default: the setting SAFEMIGRATE_WAIT_FOR_DATABASE, or 0.",
+        },
+        "json_report": {
+            "metavar": "FILE",
+            "help": "Write what the run resynced, retried, noted and waited for to FILE, as JSON; "
+            "/dev/fd/3 is the descriptor 3. It is written when the run fails, too.",
         },
     }
     # Runs that write nothing take no migration lock.
@@ -155,7 +161,11 @@ class Command(BaseCommand):
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
         try:
-            with self._listening(options):
+            alias = options.get("database") or DEFAULT_DB_ALIAS
+            with (
+                self._listening(options),
+                recording(own.get("json_report"), alias) as self.record,
+            ):
                 return self._run(_Choices.of(own), args, options)
         except Terminated:
             self._tell_note("Ended by SIGTERM; what was not committed is rolled back.")
@@ -206,14 +216,13 @@ class Command(BaseCommand):
         if not self.takes_lock(options):
             choices = replace(choices, lock=False)
         with ending_on_signals(connection):
-            wait_for_database(
-                connection, patience=choices.wait_for_database, tell=self._tell_waiting
-            )
+            with self.record.waiting("database", self._tell_waiting) as tell:
+                wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
             with (
                 self._locked(connection, choices),
                 requiring_record(),  # asked before the sweep, in the order of the receivers
                 self._healing(choices),
-                explaining_unrecorded(connection, self._tell_note),
+                explaining_unrecorded(connection, self._note),
             ):
                 return self.migrate.execute(*args, **options)
 
@@ -224,21 +233,23 @@ class Command(BaseCommand):
             return
         mine = MigrationLock(taken=False)
         try:
-            with (
-                migration_lock(
-                    connection,
-                    patience=choices.lock_wait,
-                    tell=self._tell_waiting,
-                    watches_at_once=False,
-                ) as mine,
-                checking_lock(self.migrate, connection, mine, self._tell_note),
-            ):
+            with ExitStack() as stack:
+                with self.record.waiting("migration lock", self._tell_waiting) as tell:
+                    mine = stack.enter_context(
+                        migration_lock(
+                            connection,
+                            patience=choices.lock_wait,
+                            tell=tell,
+                            watches_at_once=False,
+                        )
+                    )
+                stack.enter_context(checking_lock(self.migrate, connection, mine, self._note))
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
         finally:
             if mine.lost:
-                self._tell_note(
+                self._note(
                     "The migration lock was lost during the run: another run may have migrated at "
                     "the same time."
                 )
@@ -247,7 +258,8 @@ class Command(BaseCommand):
     def _healing(self, choices: _Choices) -> Iterator[None]:
         is_nested = _is_running.get()
         running = _is_running.set(True)
-        report = Report(tell=None if is_nested else self._tell)
+        report = self.record.report
+        report.tell = None if is_nested else self._tell
         if self.verbosity >= 1:
             report.log_level = logging.DEBUG
         try:
@@ -279,6 +291,10 @@ class Command(BaseCommand):
                 self.lines.tell_line(f"  {event}")
         elif event.is_fatal or self.verbosity >= (2 if event.is_expected else 1):
             self._tell_note(str(event))
+
+    def _note(self, text: str) -> None:
+        self.record.note(text)
+        self._tell_note(text)
 
     def _tell_note(self, text: str) -> None:
         self.stderr.write(f"safemigrate: {text}")

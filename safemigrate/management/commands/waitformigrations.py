@@ -117,7 +117,7 @@ class Command(BaseCommand):
             type=whole_number,
             default=600,
             metavar="SECONDS",
-            help="Give up after this many seconds; 0 checks once. Default: 600.",
+            help="Give up after this many seconds; with 0, check once. Default: 600.",
         )
         parser.add_argument(
             "--interval",

@@ -8,6 +8,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import strategies as st
 
+from tests.support.twins.texts import (
+    BODIES,
+    DRAWN,
+    FORMS,
+    IGNORING,
+    KEY_CASE,
+    KEY_CHANGE,
+    MIGRATION,
+    NAMES_KEYS,
+    PARTS,
+    RAW,
+    SCRIPTS,
+    TARGETS,
+    WITHOUT_TARGET,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -26,45 +42,6 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 )
 EVENTS = ("INSERT", "INSERT", "INSERT", "UPDATE", "DELETE")
 PLACES = ("right", "one", "one", "one", "middle", "last", "ahead")
-
-MIGRATION = """\
-from django.db import IntegrityError, connection, migrations, models, transaction
-from django.db.backends.postgresql.psycopg_any import sql
-from django.db.models import F
-
-{code}
-class Migration(migrations.Migration):
-    atomic = {atomic}
-    replaces = {replaces}
-    dependencies = {dependencies}
-    operations = [
-{operations}    ]
-"""
-
-KEY_CHANGE = "UPDATE {table} SET {pk} = {pk} + 300 WHERE {pk} = (SELECT max({pk}) FROM {table})"
-FORMS = (
-    "INSERT INTO {table} (label) VALUES ('{one}'), ('{two}')",
-    "INSERT INTO {table} ({pk}, label) VALUES (DEFAULT, '{one}')",
-    "INSERT INTO {table} VALUES (DEFAULT, '{one}')",
-    "INSERT INTO {table} ({pk}, label) VALUES ({key}, '{one}')",
-    """INSERT INTO {table} ({pk}, label) SELECT max({pk}) + 1, '{one}' FROM {table}
-       HAVING max({pk}) IS NOT NULL""",
-    "INSERT INTO {table} AS t (label) SELECT o.label || '{one}' FROM {other} AS o",
-    """WITH w AS (INSERT INTO {other} (label) VALUES ('{one}') RETURNING label)
-       INSERT INTO {table} (label) SELECT label || '{two}' FROM w""",
-    "INSERT INTO {table} (label) VALUES ('{one}') ON CONFLICT DO NOTHING",
-    """INSERT INTO {table} (label) VALUES ('{one}')
-       ON CONFLICT ({pk}) DO UPDATE SET label = excluded.label""",
-    """MERGE INTO {table} AS t USING (SELECT '{one}' AS label) AS s ON t.label = s.label
-       WHEN NOT MATCHED THEN INSERT (label) VALUES (s.label)""",
-    "UPDATE {table} SET label = label || '{one}'",
-    """DELETE FROM {table} WHERE {pk} = (
-           SELECT min({pk}) FROM {table} HAVING min({pk}) < max({pk}))""",
-    "DELETE FROM {table} WHERE {pk} = (SELECT max({pk}) FROM {table})",
-    "INSERT INTO {table} ({pk}, label) VALUES (DEFAULT, '{one}'), ({key}, '{two}')",
-    KEY_CHANGE,
-)
-NAMES_KEYS = ("{key}", "{pk} + 300", "max({pk}) + 1")
 
 T = TypeVar("T")
 
@@ -86,6 +63,11 @@ class Model:
     # The models that a trigger or rule on this one writes to.
     logs: list[Model] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
+    # What an INSERT may name in the table's stead: a view, a partition, an heir.
+    views: list[str] = field(default_factory=list)
+    # Of RAW: how a table is made that has no model.
+    raw: str | None = None
+    has_shadow: bool = False
     last: tuple[str, str] | None = None
 
     @property
@@ -95,6 +77,13 @@ class Model:
     @property
     def label(self) -> str:
         return f"{self.app}.{self.name}"
+
+    @property
+    def target(self) -> str | None:
+        """Return what ON CONFLICT names."""
+        if self.raw in WITHOUT_TARGET:
+            return None
+        return TARGETS.get(self.raw or "", quoted(self.pk))
 
 
 def quoted(name: str) -> str:
@@ -137,6 +126,8 @@ class Project:
     sets_back: bool = False
     # A migration writes keys of its own choice, and so puts sequences behind by itself.
     names_keys: bool = False
+    # What the project is made of, to be counted.
+    features: set[str] = field(default_factory=set)
 
     @property
     def harms_itself(self) -> bool:
@@ -147,7 +138,7 @@ class Project:
     def ignores_conflicts(self) -> bool:
         """Tell whether a collision may be silent, or overwrite a row."""
         source = repr(self)
-        return any(each in source for each in ("ON CONFLICT", "ignore_conflicts", ".add("))
+        return any(each in source for each in IGNORING)
 
     def __repr__(self) -> str:
         files = "".join(
@@ -181,6 +172,8 @@ class _Author:
         self.step = Step("", "")
         self.body: list[str] = []
         self.depth = 1
+        # What names keys is compared with safemigrate alone, wherever migrate fails or loses rows.
+        self.is_harmless = not self.chance(40)
 
     # Choices.
 
@@ -205,6 +198,10 @@ class _Author:
         return 200 * (2 + next(self.numbers) % 150)
 
     def model(self, fits: Callable[[Model], bool] = lambda _: True) -> Model | None:
+        return self.table(lambda each: each.raw is None and fits(each))
+
+    def table(self, fits: Callable[[Model], bool] = lambda _: True) -> Model | None:
+        """Return a model, or a table that has none."""
         fitting = [each for each in self.models if fits(each)]
         return self.touch(self.pick(fitting)) if fitting else None
 
@@ -292,8 +289,10 @@ class _Author:
     def history(self) -> None:
         for _ in range(self.count(1, 4)):
             self.create_model()
-        for _ in range(self.count(0, 2)):
-            self.pick((self.trigger, self.function))()
+        if self.chance(50):
+            self.create_raw()
+        for _ in range(self.count(0, 3)):
+            self.pick((self.trigger, self.function, self.view, self.shadow))()
 
     def operations(self) -> None:
         for _ in range(self.count(1, 4)):
@@ -301,7 +300,7 @@ class _Author:
 
     def operation(self) -> None:
         if not self.models or (len(self.models) < 5 and self.chance(25)):
-            self.create_model()
+            self.pick((self.create_model, self.create_model, self.create_raw))()
         elif self.chance(60):
             self.pick((self.run_python, self.run_sql))()
         else:
@@ -318,6 +317,11 @@ class _Author:
                     self.trigger,
                     self.function,
                     self.function,
+                    self.view,
+                    self.shadow,
+                    self.create_raw,
+                    self.late_key,
+                    self.unique_together,
                     self.legacy_serial,
                     self.delete_model,
                 )
@@ -398,8 +402,17 @@ class _Author:
             )
             model.pk = name
 
-    def alter_key(self) -> None:
+    def unique_together(self) -> None:
         if model := self.own():
+            self.feature("unique together")
+            columns = self.pick(((model.pk, "label"), ("label", model.pk)))
+            self.step.operations.append(
+                f'migrations.AlterUniqueTogether("{model.name}", {{{columns!r}}})'
+            )
+            model.is_written_to = True
+
+    def alter_key(self) -> None:
+        if model := self.own(lambda each: not each.views):
             model.key = self.pick(tuple(KEYS))
             self.step.operations.append(
                 f'migrations.AlterField("{model.name}", "{model.pk}", '
@@ -420,10 +433,10 @@ class _Author:
         )
 
     def trigger(self) -> None:
-        target = self.model()
+        target = self.table()
         if target is None:
             return
-        source = self.model(lambda each: not _leads_to(target, each))
+        source = self.table(lambda each: not _leads_to(target, each))
         if source is None:
             return
         self.writes_to(target)
@@ -436,15 +449,19 @@ class _Author:
         when, event = self.pick(("AFTER", "BEFORE")), self.pick(EVENTS)
         if event == "DELETE":
             when, text = "AFTER", text.replace("NEW", "OLD")
+        conflict = self.pick(("", "", " ON CONFLICT DO NOTHING"))
         if table != '"django_migrations"' and event == "INSERT" and self.chance(20):
+            self.feature("rule")
             self.sql(
                 f"CREATE RULE {name} AS ON INSERT TO {table} DO ALSO "
                 f"INSERT INTO {target.table} (label) VALUES ('{name} ' || NEW.label)"
             )
             return
+        self.feature("trigger")
         self.sql(
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"INSERT INTO {target.table} (label) VALUES ('{name} ' || {text}); RETURN NEW; END $$",
+            f"INSERT INTO {target.table} (label) VALUES ('{name} ' || {text}){conflict}; "
+            "RETURN NEW; END $$",
             f"CREATE TRIGGER {name} {when} {event} ON {table} "
             f"FOR EACH ROW EXECUTE FUNCTION {name}()",
         )
@@ -452,20 +469,54 @@ class _Author:
     def writes_to(self, target: Model) -> None:
         target.is_written_to = True
 
+    def view(self) -> None:
+        if model := self.table():
+            self.feature("view")
+            self.writes_to(model)
+            name = self.new("view_")
+            check = self.pick(("", " WITH CHECK OPTION"))
+            self.sql(
+                f"CREATE VIEW {name} AS SELECT {quoted(model.pk)}, label FROM {model.table} "
+                f"WHERE label IS NOT NULL{check}"
+            )
+            model.views.append(name)
+
+    def shadow(self) -> None:
+        """Make a table of the same name in another schema."""
+        if model := self.table(lambda each: not each.has_shadow):
+            self.feature("table of the same name in another schema")
+            self.writes_to(model)
+            model.has_shadow = True
+            self.sql(
+                "CREATE SCHEMA IF NOT EXISTS archive",
+                f"CREATE TABLE archive.{model.table} "
+                f"({quoted(model.pk)} serial PRIMARY KEY, label text)",
+            )
+
+    def create_raw(self) -> None:
+        name = self.new("raw_")
+        kind = self.pick(tuple(RAW))
+        self.feature(kind)
+        model = Model(self.step.app, name, name, "AutoField", raw=kind)
+        if kind in PARTS:
+            model.views.append(name + PARTS[kind])
+        self.sql(RAW[kind].format(name=name))
+        self.models.append(model)
+        self.touch(model)
+
+    def late_key(self) -> None:
+        if model := self.table(lambda each: each.raw == "late"):
+            self.feature("late key")
+            self.sql(f"ALTER TABLE {model.table} ADD PRIMARY KEY (id)")
+            model.raw = "keyed"
+
     def function(self) -> None:
-        if model := self.model():
+        if model := self.table():
+            self.feature("function")
             self.writes_to(model)
             name = self.new("add_")
             model.functions.append(name)
-            language, body = self.pick(
-                (
-                    ("sql", "INSERT INTO {table} (label) VALUES (x) RETURNING label"),
-                    (
-                        "plpgsql",
-                        "BEGIN INSERT INTO {table} (label) VALUES (x); RETURN x; END",
-                    ),
-                )
-            )
+            language, body = self.pick(BODIES)
             self.sql(
                 f"CREATE FUNCTION {name}(x text) RETURNS text LANGUAGE {language} AS "
                 f"$$ {body.format(table=model.table)} $$"
@@ -489,45 +540,81 @@ class _Author:
     # Data, in SQL.
 
     def run_sql(self) -> None:
-        # Several statements in one text are sent as one: nothing can come between them.
-        is_script = self.chance(20)
-        statements = [
-            text
-            for _ in range(self.count(1, 3))
-            if (model := self.model()) and (text := self.statement(model, alone=not is_script))
-        ]
-        if statements and not is_script:
-            self.sql(*statements)
-        elif statements:
-            script = "; ".join(statements)
+        if self.chance(20) and (model := self.table()):
+            script = self.script(model)
             self.step.operations.append(f"migrations.RunSQL({script!r}, migrations.RunSQL.noop)")
+            return
+        self.sql(
+            *(
+                self.statement(model)
+                for _ in range(self.count(1, 3))
+                if (model := self.table()) is not None
+            )
+        )
+
+    def script(self, model: Model) -> str:
+        """Return several statements in one text: nothing of ours can come between them."""
+        self.feature("several statements in one text")
+        is_autocommit = not self.step.atomic and self.depth == 1
+        # A deferred foreign key keeps a table from being altered.
+        is_alone = not (model.is_referenced or model.single or model.many)
+        forms = [
+            each
+            for each in SCRIPTS
+            if (is_autocommit or "BEGIN" not in each) and (is_alone or "RENAME" not in each)
+        ]
+        return self.pick(forms).format(
+            *(self.statement(model, alone=False) for _ in range(2)),
+            name=self.new("moved_"),
+            table=model.table,
+        )
 
     def statement(self, model: Model, *, alone: bool = True) -> str:
         table = model.table
         one, two = self.new("sql "), self.new("sql ")
-        other = self.model() or model
+        other = self.table() or model
         forms = [
             each
             for each in FORMS
-            if (each != KEY_CHANGE or not model.is_referenced)
-            and (alone or not any(name in each for name in NAMES_KEYS))
+            if (each not in {KEY_CHANGE, KEY_CASE} or not model.is_referenced)
+            and ((alone and not self.is_harmless) or not any(name in each for name in NAMES_KEYS))
+            and (model.target or "{target}" not in each)
         ]
-        if alone and self.chance(10):
+        if alone and not self.is_harmless and self.chance(10):
             return self.setting_back(model)
         if model.functions and self.chance(60):
             return f"SELECT {self.pick(model.functions)}('{one}')"
-        if self.step.atomic and self.chance(10):
-            return f"DO $$ BEGIN INSERT INTO {table} (label) VALUES ('{one}'); END $$"
         form = self.pick(forms)
+        self.feature_of(form)
+        into = self.pick((table, *model.views))
+        if into != table and "{into}" in form:
+            self.feature("INSERT through a view or into a part")
         self.result.names_keys |= any(each in form for each in NAMES_KEYS)
         return form.format(
             table=table,
+            into=into,
             pk=quoted(model.pk),
+            bare_pk=model.pk,
+            target=model.target,
             other=other.table,
             one=one,
             two=two,
             key=self.key(),
         )
+
+    def feature(self, name: str) -> None:
+        self.result.features.add(name)
+
+    def feature_of(self, form: str) -> None:
+        for sign, name in (
+            ("nextval", "nextval written out"),
+            ("DO $$", "DO"),
+            ("CASE", "UPDATE through CASE"),
+            ("EXPLAIN", "EXPLAIN ANALYZE"),
+            ("MERGE", "MERGE"),
+        ):
+            if sign in form:
+                self.feature(name)
 
     def setting_back(self, model: Model) -> str:
         self.result.sets_back = True
@@ -561,35 +648,59 @@ class _Author:
 
     def action(self) -> None:
         # Where something hangs on a table there is more to go wrong.
-        model = self.model(lambda each: bool(each.logs or each.functions)) or self.model()
+        model = self.table(lambda each: bool(each.logs or each.functions)) or self.table()
         if model is None:
             return
         if self.chance(40):
-            model = self.model() or model
-        get = f'get("{model.app}", "{model.name}").objects'
+            model = self.table() or model
+        choices = self.choices_of_raw(model) if model.raw else self.choices_of(model)
+        self.pick(choices)(model, f'get("{model.app}", "{model.name}").objects')
+
+    def choices_of(self, model: Model) -> list[Callable[[Model, str], None]]:
+        if self.chance(2):
+            return [self.duplicate, self.boom]
         choices: list[Callable[[Model, str], None]] = [
             self.create,
             self.create_row_by_row,
-            self.create_explicitly,
             self.get_or_create,
             self.bulk_create,
             self.execute,
             self.execute_many,
-            self.copy,
-            self.update_keys,
             self.read_and_write,
             self.on_commit,
             self.contrib,
+            self.bulk_update,
+            self.preallocate,
+            self.execute_script,
+            self.in_temporary_table,
         ]
+        if not self.is_harmless:
+            choices += [self.create_explicitly, self.copy, self.update_keys]
+        if model.has_shadow:
+            choices += [self.in_other_schema] * 3
         if model.many:
             choices += [self.add, self.add]
         if model.functions:
             choices += [self.call] * 3
         if self.depth < 3:
             choices += [self.nested, self.nested, self.given_up, self.caught]
-        if self.chance(2):
-            choices = [self.duplicate, self.boom]
-        self.pick(choices)(model, get)
+        return choices
+
+    def choices_of_raw(self, model: Model) -> list[Callable[[Model, str], None]]:
+        choices: list[Callable[[Model, str], None]] = [
+            self.execute,
+            self.execute,
+            self.execute_many,
+            self.execute_script,
+            self.in_temporary_table,
+        ]
+        if model.has_shadow:
+            choices += [self.in_other_schema] * 2
+        if model.functions:
+            choices += [self.call] * 2
+        if self.depth < 3:
+            choices.append(self.nested)
+        return choices
 
     def create(self, model: Model, get: str) -> None:
         ref = f", {model.single[0][0]}=None" if model.single else ""
@@ -637,7 +748,7 @@ class _Author:
                 ", update_conflicts=True, update_fields=['label'], unique_fields=['label']"
             )
         rows = [f"label={self.text()}" for _ in range(self.count(1, 3))]
-        if self.chance(20):
+        if not self.is_harmless and self.chance(20):
             self.result.names_keys = True
             rows.append(f"pk={self.key()}, label={self.text()}")
         made = ", ".join(f"M({row})" for row in rows)
@@ -664,9 +775,63 @@ class _Author:
     def execute_many(self, model: Model, get: str) -> None:
         rows = f"[({self.text()},), ({self.text()},), ({self.text()},)]"
         rows = self.pick((rows, f"iter({rows})", "[]"))
-        table = model.table.replace("%", "%%")
+        table = self.pick((model.table, *model.views))
         text = f"INSERT INTO {table} (label) VALUES (%s)"
         self.say(f"cursor.executemany({text!r}, {rows})")
+
+    def execute_script(self, model: Model, get: str) -> None:
+        self.say(f"cursor.execute({self.script(model)!r})")
+
+    def bulk_update(self, model: Model, get: str) -> None:
+        self.feature("UPDATE through CASE")
+        text = self.text()
+        self.say(
+            f"found = list({get}.order_by('pk'))",
+            "for each in found:",
+            f"    each.label += {text}",
+            f"{get}.bulk_update(found, ['label'])",
+        )
+
+    def preallocate(self, model: Model, get: str) -> None:
+        """Draw keys first, and write rows that name them."""
+        self.feature("nextval written out")
+        drawn = DRAWN.format(table=model.table, bare_pk=model.pk)
+        self.say(
+            f"cursor.execute({f'SELECT {drawn} FROM generate_series(1, 3)'!r})",
+            "drawn = [key for (key,) in cursor.fetchall()]",
+            "for key in drawn[:2]:",
+            f"    {get}.create(pk=key, label={self.new('drawn ')!r} + str(key))",
+            f"{get}.create(label={self.text()})",
+        )
+
+    def in_other_schema(self, model: Model, get: str) -> None:
+        self.feature("SET LOCAL search_path")
+        insert = f"INSERT INTO {model.table} (label) VALUES ('%s')"
+        self.say(
+            "with transaction.atomic():",
+            '    cursor.execute("SET LOCAL search_path = archive, public")',
+            f"    cursor.execute({insert % self.new('archived ')!r})",
+            f"    cursor.execute({insert % self.new('archived ')!r})",
+            '    cursor.execute("SET LOCAL search_path = public")',
+            f"    cursor.execute({insert % self.new('not archived ')!r})",
+        )
+
+    def in_temporary_table(self, model: Model, get: str) -> None:
+        """Write to a temporary table that hides the one of the same name."""
+        self.feature("temporary table")
+        table = model.table
+        insert = f"INSERT INTO {{}} (label) VALUES ('{self.new('temporary ')}')"
+        create = (
+            f"CREATE TEMPORARY TABLE {table} (LIKE public.{table} INCLUDING ALL) ON COMMIT DROP"
+        )
+        self.say(
+            "with transaction.atomic():",
+            f"    cursor.execute({create!r})",
+            f"    cursor.execute({insert.format(table)!r})",
+            f"    cursor.execute({insert.format('public.' + table)!r})",
+            f"    cursor.execute({f'DROP TABLE pg_temp.{table}'!r})",
+            f"    cursor.execute({insert.format(table)!r})",
+        )
 
     def copy(self, model: Model, get: str) -> None:
         self.result.names_keys = True

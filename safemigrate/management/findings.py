@@ -1,0 +1,92 @@
+"""What is said of a finding, whatever it is printed as."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from safemigrate.management.losses import usage
+from safemigrate.printing import printable
+from safemigrate.sequences.catalogue import Hinders
+from safemigrate.sequences.state import Status, sign_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from safemigrate.sequences.catalogue import Obstacle
+    from safemigrate.sequences.expected import Loss
+    from safemigrate.sequences.state import Finding
+
+
+@dataclass
+class Tally:
+    """How many sequences have each status; ``short`` are those behind for want of headroom only."""
+
+    headroom: int = 0
+    other_vendor: str = ""
+    counts: Counter[Status] = field(default_factory=Counter)
+    short: Counter[Status] = field(default_factory=Counter)
+    lost: list[Loss] = field(default_factory=list)
+    nearly_used_up: list[str] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        self.nearly_used_up += filter(None, [usage(finding)])
+        self.counts[finding.status] += 1
+        self.short[finding.status] += is_short(finding)
+
+    def __str__(self) -> str:
+        if self.other_vendor:
+            return f"{self.other_vendor} has no sequences that could be behind: nothing to do."
+        total = self.counts.total()
+        sequences = "sequence feeds" if total == 1 else "sequences feed"
+        found = ", ".join(f"{count} {what}" for count, what in self._parts() if count)
+        return f"{total} {sequences} a key{': ' if found else ''}{found}."
+
+    def _parts(self) -> Iterator[tuple[int, str]]:
+        counts, short = self.counts, self.short
+        yield counts["in sync"], "in sync"
+        yield counts["resynced"] - short["resynced"], "behind and resynced"
+        yield short["resynced"], f"moved to leave {self.headroom} values free"
+        yield counts["behind"] - short["behind"], "behind"
+        yield short["behind"], f"with fewer than {self.headroom} values free"
+        yield counts["unknown"], "not checked"
+        yield counts["exempt"], "exempt"
+
+
+def is_short(finding: Finding) -> bool:
+    """Tell whether a sequence is past its largest key, but not by the headroom asked for."""
+    if finding.target is None or finding.largest is None or finding.next_value is None:
+        return False
+    return sign_of(finding.sequence) * (finding.next_value - finding.largest) > 0
+
+
+def obstacles_of(finding: Finding) -> list[Obstacle]:
+    """List all that stands in the way, so that nobody clears it away one by one."""
+    first = finding.obstacle
+    if first is None:
+        return []
+    others = (each for each in finding.sequence.obstacles if each != first)
+    is_final = first.hinders is Hinders.JUDGING
+    return [first, *(each for each in others if not is_final or each.hinders is first.hinders)]
+
+
+def reasons_of(finding: Finding) -> str:
+    return "; ".join(each.reason for each in obstacles_of(finding))
+
+
+def advice_of(finding: Finding) -> list[str]:
+    advice = [each.advice for each in obstacles_of(finding) if each.advice]
+    if finding.repair and not any(finding.repair in each for each in advice):
+        advice.append(f"{'or, ' if advice else ''}with the right to: {finding.repair}")
+    return advice
+
+
+def new_next_value(finding: Finding) -> int | None:
+    moved_to = finding.moved_to
+    return None if moved_to is None else moved_to + finding.sequence.increment
+
+
+def shown(text: str) -> str:
+    """Return a text with names in it as it may be printed."""
+    return printable(text, "utf-8")

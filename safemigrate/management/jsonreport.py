@@ -1,0 +1,118 @@
+"""``--json-report``: what a run did, and what it waited for, as one JSON document."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TextIO
+
+from django.core.management.base import CommandError
+
+from safemigrate.interrupt import Terminated
+from safemigrate.printing import one_line
+from safemigrate.report import Note, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Something that a run has waited for: ``database`` or ``migration lock``."""
+
+    what: str
+    seconds: float
+    reason: str
+
+
+@dataclass
+class Record:
+    """All that the document tells of one run."""
+
+    database: str
+    report: Report = field(default_factory=Report)
+    notes: list[Note] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Add what the command itself has found."""
+        self.notes.append(Note(self.database, text))
+
+    @contextmanager
+    def waiting(self, what: str, tell: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+        """Give a ``tell`` for a block that may have to wait, and says so then."""
+        started = monotonic()
+        reasons: list[str] = []
+
+        def hear(text: str) -> None:
+            reasons.append(text)
+            tell(text)
+
+        try:
+            yield hear
+        finally:
+            if reasons:
+                self.waits.append(Wait(what, round(monotonic() - started, 3), reasons[0]))
+
+    def document(self, error: BaseException | None) -> dict[str, Any]:
+        resyncs = self.report.resyncs
+        return {
+            "database": self.database,
+            "exit_status": _exit_status(error),
+            "error": f"{type(error).__name__}: {one_line(str(error))}" if error else None,
+            "resynced": [asdict(each) for each in resyncs],
+            "retried": sum(each.retried for each in resyncs),
+            "notes": [asdict(each) for each in (*self.report.notes, *self.notes)],
+            "waited": [
+                {"for": each.what, "seconds": each.seconds, "reason": each.reason}
+                for each in self.waits
+            ],
+        }
+
+
+def _exit_status(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, Terminated):
+        return Terminated.status
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return error.returncode if isinstance(error, CommandError) else 1
+
+
+@contextmanager
+def recording(file: str | None, database: str) -> Iterator[Record]:
+    """Give a record of the block, and write it to ``file``, if there is one, however it ends.
+
+    Raises CommandError, before anything is done, for a file that can't be written to.
+    """
+    record = Record(database)
+    with _opened(file) as stream:
+        try:
+            yield record
+        except BaseException as error:
+            _write(record.document(error), stream)
+            raise
+        _write(record.document(None), stream)
+
+
+def _opened(file: str | None) -> Any:
+    if file is None:
+        return nullcontext()
+    try:
+        return Path(file).open("w", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"The report can't be written to {file}: {error.strerror}.") from error
+
+
+def _write(document: dict[str, Any], stream: TextIO | None) -> None:
+    if stream is not None:
+        with suppress(OSError):  # whoever was to read it has gone, and the run is over
+            stream.write(f"{json.dumps(document, indent=2)}\n")
+            stream.flush()

@@ -1,0 +1,149 @@
+"""The table that ``resyncsequences`` prints."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from . import losses
+from .findings import advice_of, is_short, new_next_value, reasons_of, shown
+from .formats import Format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.core.management.color import Style
+
+    from safemigrate.sequences.state import Finding
+
+    from .findings import Tally
+
+    Cells = tuple[str, ...]
+
+HEADINGS = ("Sequence", "Column", "Next value", "Largest key", "")
+# With numbers of ten digits a row has 120 characters then; a longer name gets a line of its own.
+LONGEST_NAMES = (36, 30)
+# What a long run has found so far is printed every so many seconds, and not lost if it is ended.
+PATIENCE = 2.0
+# So many remedies are printed unless all are asked for.
+REMEDIES = 20
+
+
+class Table(Format):
+    """Rows, printed every few seconds; below them what to do about those that stay behind.
+
+    ``to_type`` is the command that would move what a mere check has found, ``to_restore`` the one
+    that would restore what is lost.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        verbosity: int,
+        *,
+        style: Style,
+        to_type: str = "",
+        to_restore: str = "",
+    ) -> None:
+        super().__init__(write, verbosity)
+        self.style = style
+        self.to_type = to_type
+        self.to_restore = to_restore
+        self._held: list[Finding] = []
+        self._left: list[Finding] = []
+        self._is_movable = False
+        self._widths: list[int] = []
+        self._printed_at = monotonic()
+
+    def add(self, finding: Finding) -> None:
+        if not self.verbosity or not self.is_listed(finding):
+            return
+        self._held.append(finding)
+        if finding.obstacle:
+            self._left.append(finding)
+        self._is_movable |= finding.is_behind and not finding.obstacle
+        if monotonic() - self._printed_at >= PATIENCE:
+            self._print_held()
+
+    def end(self, tally: Tally, error: str = "") -> None:
+        if not self.verbosity:
+            return
+        self._print_held()
+        for line in self._remedies():
+            self.write(line)
+        if not error:
+            self.write(self.style.MIGRATE_HEADING(str(tally)))
+            if self.to_type and self._is_movable:
+                self.write(f"To move what is behind: {self.to_type}")
+        for line in (*tally.nearly_used_up, *losses.lines(tally.lost, self.to_restore)):
+            self.write(self.style.WARNING(line))
+
+    def _print_held(self) -> None:
+        rows = [(_cells(each), self._style_of(each)) for each in self._held]
+        if rows and not self._widths:
+            rows.insert(0, (HEADINGS, self.style.MIGRATE_HEADING))
+        self._widths = _widths([cells for cells, _ in rows], self._widths)
+        for cells, style in rows:
+            for line in _lines(cells, self._widths):
+                self.write(style(line))
+        self._held.clear()
+        self._printed_at = monotonic()
+
+    def _style_of(self, finding: Finding) -> Callable[[str], str]:
+        styles = {"resynced": self.style.SUCCESS, "behind": self.style.WARNING}
+        return styles.get(finding.status, str)
+
+    def _remedies(self) -> Iterator[str]:
+        told = self._left if self.verbosity > 1 else self._left[:REMEDIES]
+        for finding in told:
+            yield shown(f"{finding.sequence} {self._what_of(finding)}: {reasons_of(finding)}")
+            yield from (shown(f"  {advice}") for advice in advice_of(finding))
+        if more := len(self._left) - len(told):
+            yield f"{more} more could not be checked or moved; --verbosity 2 says why."
+
+    def _what_of(self, finding: Finding) -> str:
+        if finding.is_behind:
+            return f"is behind and {'would not be' if self.to_type else 'was not'} moved"
+        return "could not be checked" if finding.status == "unknown" else "is exempt"
+
+
+def _cells(finding: Finding) -> Cells:
+    sequence = finding.sequence
+    here = f"{sequence.schema}."
+    outcome: str = finding.status
+    if finding.moved_to is not None:
+        outcome = f"resynced to {new_next_value(finding)}"
+    elif is_short(finding):
+        outcome = "short of headroom"
+    return (
+        shown(str(sequence)),
+        ", ".join(shown(str(key).removeprefix(here)) for key in sequence.keys),
+        "" if finding.next_value is None else str(finding.next_value),
+        "" if finding.largest is None else str(finding.largest),
+        outcome,
+    )
+
+
+def _widths(rows: list[Cells], before: list[int]) -> list[int]:
+    """Return the columns' widths, not narrower than they were before."""
+    columns = zip(*rows, strict=True)
+    longest = [max(map(len, column)) for column in columns]
+    capped = [
+        min(width, most or width)
+        for width, most in zip_longest(longest, LONGEST_NAMES[: len(longest)], fillvalue=0)
+    ]
+    return [max(pair) for pair in zip_longest(capped, before, fillvalue=0)]
+
+
+def _lines(cells: Cells, widths: list[int]) -> Iterator[str]:
+    """Yield a row's line; before it a line for each name, where they are too long."""
+    names = cells[: len(LONGEST_NAMES)]
+    if any(len(name) > width for name, width in zip(names, widths, strict=False)):
+        yield from (f"{indent}{name}" for indent, name in zip(("  ", "    "), names, strict=True))
+        cells = ("", "", *cells[len(names) :])
+    padded = [
+        cell.ljust(width) if i in {0, 1, 4} else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    yield f"  {'  '.join(padded)}".rstrip()
