@@ -27,6 +27,7 @@ from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.jsonreport import recording
 from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines, saying_if_slow
+from safemigrate.management.preflight import requiring_record
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ class Command(BaseCommand):
                 wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
             with (
                 self._locked(connection, choices),
+                requiring_record(),  # asked before the sweep, in the order of the receivers
                 self._healing(choices),
                 lock_timeout(
                     connection,
