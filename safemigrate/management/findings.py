@@ -51,7 +51,7 @@ class Tally:
         yield counts["behind"] - short["behind"], "behind"
         yield short["behind"], f"with fewer than {self.headroom} values free"
         yield counts["unknown"], "not checked"
-        yield counts["exempt"], "exempt"
+        yield counts["not judged"], "not judged"
 
 
 def is_short(finding: Finding) -> bool:

@@ -34,7 +34,7 @@ class Format:
         raise NotImplementedError
 
     def is_listed(self, finding: Finding) -> bool:
-        return self.verbosity > 1 or finding.status not in ("in sync", "exempt")
+        return self.verbosity > 1 or finding.status not in ("in sync", "not judged")
 
 
 class Sql(Format):
@@ -67,7 +67,7 @@ def sql_lines(finding: Finding) -> Iterator[str]:
     if finding.status == "in sync":
         return
     reasons = f": {reasons_of(finding)}" if finding.obstacle else ""
-    what = "could not be checked" if finding.status == "unknown" else "is exempt"
+    what = "could not be checked" if finding.status == "unknown" else "is not judged"
     about = str(finding) if finding.is_behind else f"Sequence {finding.sequence} {what}"
     yield comment(f"{about}{reasons}")
     yield from (comment(each.advice) for each in obstacles_of(finding) if each.advice)

@@ -105,7 +105,7 @@ class Table(Format):
     def _what_of(self, finding: Finding) -> str:
         if finding.is_behind:
             return f"is behind and {'would not be' if self.to_type else 'was not'} moved"
-        return "could not be checked" if finding.status == "unknown" else "is exempt"
+        return "could not be checked" if finding.status == "unknown" else "is not judged"
 
 
 def _cells(finding: Finding) -> Cells:

@@ -232,7 +232,8 @@ CANNOT_RECORD = f"""
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s
-    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p') AND {IS_UNFILLED}
+    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
+      AND a.attnotnull AND {IS_UNFILLED}
 """
 
 

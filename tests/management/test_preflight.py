@@ -72,6 +72,10 @@ def test_runs_that_record_nothing(project: Project) -> None:
         "CREATE SEQUENCE s; ALTER TABLE django_migrations ALTER id SET DEFAULT nextval('s')",
         "ALTER TABLE django_migrations ALTER id SET DEFAULT random() * 100000 + 1000",
         """
+        ALTER TABLE django_migrations
+            DROP CONSTRAINT django_migrations_pkey, ALTER id DROP NOT NULL
+        """,
+        """
         CREATE SEQUENCE s START 1000;
         CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql
             AS 'BEGIN NEW.id := nextval(''s''); RETURN NEW; END';
@@ -79,7 +83,7 @@ def test_runs_that_record_nothing(project: Project) -> None:
             FOR EACH ROW EXECUTE FUNCTION fill()
         """,
     ],
-    ids=["default", "computed", "trigger"],
+    ids=["default", "computed", "nullable", "trigger"],
 )
 def test_records_that_take_a_row(lost: Project, sql: str) -> None:
     execute(sql)
