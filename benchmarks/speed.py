@@ -31,11 +31,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.environments import ROOT, server
+from tests.support.environments import ROOT, server, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,11 +385,7 @@ def main() -> None:
     parser.add_argument("--only", default="abcdef", help="some of the letters a to f")
     options = parser.parse_args()
     with server() as settings:
-        host = settings["HOST"] or settings["OPTIONS"].get("host", "")
-        os.environ["DATABASE_URL"] = (
-            f"postgresql://{quote(settings['USER'])}:{quote(settings['PASSWORD'])}"
-            f"@/{settings['NAME']}?host={quote(host, safe='')}&port={settings['PORT'] or 5432}"
-        )
+        os.environ["DATABASE_URL"] = url_of(settings)
         sys.path[:0] = [str(ROOT), str(ROOT / "example_project")]
         os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
         measure(options.pairs, options.only)

@@ -4,10 +4,9 @@
 
 Django's tests of migrations, signals, content types and permissions run on PostgreSQL (that of
 DATABASE_URL, or an embedded one): on Django's ``migrate``, on safemigrate under its name, and on
-both with every sequence of the database set to 1 before each ``migrate`` and mended after it; on
-safemigrate also with that done again before each migration in it. On safemigrate exactly the tests
-must fail that fail on Django's own in calm. The exit status is 0 if so. Needs the extra ``demo``;
-what it downloads is kept in a cache.
+both with every sequence of the database set to 1 before each ``migrate`` and mended after it. On
+safemigrate exactly the tests must fail that fail on Django's own in calm. The exit status is 0 if
+so. Needs the extra ``demo``; what it downloads is kept in a cache.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Weather:
     sequences: str
 
     def __str__(self) -> str:
-        names = {"right": "calm", "behind": "storm", "again": "storm that comes again"}
+        names = {"right": "calm", "behind": "storm"}
         return f"{self.command}, {names[self.sequences]}"
 
 
@@ -61,9 +60,8 @@ PLAIN = Weather("migrate", "right")
 PLAIN_STORM = Weather("migrate", "behind")
 CALM = Weather("safemigrate", "right")
 STORM = Weather("safemigrate", "behind")
-COMES_AGAIN = Weather("safemigrate", "again")
 # The last is only counted.
-WEATHERS = {"calm": CALM, "storm": STORM, "again": COMES_AGAIN, "plain-storm": PLAIN_STORM}
+WEATHERS = {"calm": CALM, "storm": STORM, "plain-storm": PLAIN_STORM}
 
 
 @dataclass(frozen=True)

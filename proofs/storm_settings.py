@@ -1,8 +1,7 @@
 """Settings for Django's own test suite, with ``migrate`` replaced and the weather made.
 
 STORM_COMMAND is ``migrate`` (Django's own) or ``safemigrate``. With STORM_SEQUENCES=behind every
-sequence gives 1 before each ``migrate``, with ``again`` also before each migration and each
-``post_migrate`` in it, and is mended after it. Not to be run by hand: see storm.py.
+sequence gives 1 before each ``migrate`` and is mended after it. storm.py runs it.
 """
 
 from __future__ import annotations
@@ -69,10 +68,6 @@ class Runner(DiscoverRunner):
         if os.environ["STORM_SEQUENCES"] != "right":
             _wrap(command, "execute", _in_a_storm)
             _wrap(MigrationExecutor, "migrate", _in_a_storm)
-        if os.environ["STORM_SEQUENCES"] == "again":
-            _wrap(MigrationExecutor, "apply_migration", _where_it_comes_again)
-            _wrap(MigrationExecutor, "unapply_migration", _where_it_comes_again)
-            _wrap(djangos, "emit_post_migrate_signal", _where_it_comes_again)
         _wrap(command, "execute", _counted)
         return super().setup_databases(**kwargs)
 
@@ -152,20 +147,6 @@ def _in_a_storm(work: Callable[..., Any]) -> Callable[..., Any]:
             storms.remove(before)
             for alias, was in before.items():
                 _mend(connections[alias], was)
-
-    return stormy
-
-
-def _where_it_comes_again(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Put sequences behind on the way as a migration would: in statements that are seen."""
-
-    @functools.wraps(work)
-    def stormy(*args: Any, **options: Any) -> Any:
-        for connection in filter(_can_be_asked, connections.all() if storms else []):
-            with connection.cursor() as cursor:
-                for name, *_ in _sequences(connection):
-                    cursor.execute("SELECT setval(%s::regclass, 1, false)", [name])
-        return work(*args, **options)
 
     return stormy
 

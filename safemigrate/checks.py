@@ -1,4 +1,4 @@
-"""Django system checks: can the settings be used, is the command ours, are sequences behind?"""
+"""Django system checks: settings, whose the command is, what is behind, what tables lost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from django.db import connections
 
 from safemigrate import conf
 from safemigrate.printing import printable
+from safemigrate.sequences.expected import losses, needs_of_apps
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:
@@ -92,6 +93,28 @@ def _behind(alias: str) -> Iterator[str]:
         )
 
 
+def check_losses(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """List the primary keys that have lost what the models need in the given databases."""
+    return [
+        checks.Warning(
+            f"Tables of the database {alias!r} have lost what their models need: {names}.",
+            hint=f"Run 'manage.py resyncsequences --check --database {alias}'.",
+            id="safemigrate.W006",
+        )
+        for alias in databases or ()
+        if (names := _some(_lost(alias)))
+    ]
+
+
+def _lost(alias: str) -> Iterator[str]:
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        for loss in losses(connection, needs_of_apps(connection), current_schemas(connection)):
+            yield printable(f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})", "utf-8")
+
+
 def _some(names: Iterable[str]) -> str:
     every = list(names)
     more = len(every) - NAMED
@@ -99,7 +122,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def register() -> None:
-    """Register the checks; the one that asks databases is for ``check --deploy --database``."""
+    """Register the checks; those that ask databases are for ``check --deploy --database``."""
     checks.register(check_settings)
     checks.register(check_command)
     checks.register(check_sequences, checks.Tags.database, deploy=True)
+    checks.register(check_losses, checks.Tags.database, deploy=True)

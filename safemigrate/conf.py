@@ -31,8 +31,33 @@ def wait_for_database() -> int:
     return _whole_number("SAFEMIGRATE_WAIT_FOR_DATABASE", 0)
 
 
+def lock_timeout() -> float | None:
+    """``SAFEMIGRATE_LOCK_TIMEOUT``: seconds to wait for a lock before a retry (None: no limit)."""
+    value = getattr(settings, "SAFEMIGRATE_LOCK_TIMEOUT", None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ImproperlyConfigured(
+            f"SAFEMIGRATE_LOCK_TIMEOUT must be None or a number above 0, not {value!r}."
+        )
+    return float(value)
+
+
+def lock_patience() -> int:
+    """``SAFEMIGRATE_LOCK_PATIENCE``: how many seconds to go on retrying for a lock (300)."""
+    return _whole_number("SAFEMIGRATE_LOCK_PATIENCE", 300)
+
+
 # What a system check calls, so that a wrong setting is found before a deploy.
-READERS = (max_retries, heal, lock, lock_wait, wait_for_database)
+READERS = (
+    max_retries,
+    heal,
+    lock,
+    lock_wait,
+    wait_for_database,
+    lock_timeout,
+    lock_patience,
+)
 
 
 def _whole_number(name: str, default: int) -> int:

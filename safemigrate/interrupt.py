@@ -90,6 +90,7 @@ class _Canceller:
         self.is_over.set()
         signal.set_wakeup_fd(self.before)
         self.pythons.close()
+        self.ours.shutdown(socket.SHUT_RD)  # a forked child may still hold the other end
         self.thread.join()
         self.ours.close()
 

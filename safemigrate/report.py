@@ -45,6 +45,49 @@ class Resync:
 
 
 @dataclass(frozen=True)
+class LockWait:
+    """A statement that waits for a lock, and the session that it waits for.
+
+    ``relation`` is empty where it waits for a transaction to end, ``transaction_age`` is seconds.
+    What this role may not see of other sessions is empty or None.
+    """
+
+    using: str
+    relation: str
+    mode: str
+    pid: int
+    role: str
+    application_name: str
+    client: str
+    transaction_age: float | None
+    state: str
+    statement: str
+
+    def __str__(self) -> str:
+        wanted = f"{self.mode} on {self.relation}" if self.relation else "a transaction to end"
+        age = self.transaction_age
+        known = (
+            self.role and f"role {self.role}",
+            self.application_name and f"application {self.application_name}",
+            self.client and f"client {self.client}",
+            f"in a transaction for {age:.1f} s" if age is not None else "",
+            self.state,
+            self.statement,
+        )
+        whom = ", ".join((f"pid {self.pid}", *filter(None, known)))
+        return f"Waiting for {wanted}, blocked by {whom}"
+
+    @property
+    def remedy(self) -> str:
+        return (
+            f"SELECT pg_terminate_backend({self.pid}) would end that session, and roll back "
+            "what it has not committed."
+            if self.pid
+            else "It is a prepared transaction: see pg_prepared_xacts."
+        )
+
+
+@dataclass(frozen=True)
 class Note:
     """Something that was found and left as it is; ``text`` says what to type.
 

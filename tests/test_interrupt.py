@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,3 +174,14 @@ def test_a_forked_child_is_ended_as_ever() -> None:
             signal.raise_signal(signal.SIGTERM)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_forked_child_that_lives_on_is_not_waited_for() -> None:
+    """As the workers of a pool that nobody has closed."""
+    with ending_on_signals(connection):
+        child = os.fork()
+        if not child:
+            time.sleep(5)
+            os._exit(0)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -38,7 +38,7 @@ GENUINE = (
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
-    "it. No sequence is behind: give the column its identity or default back."
+    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults"
 )
 LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check"
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from safemigrate.management.losses import usage
 from safemigrate.printing import printable
 from safemigrate.sequences.catalogue import Hinders
 from safemigrate.sequences.state import Status, sign_of
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from safemigrate.sequences.catalogue import Obstacle
+    from safemigrate.sequences.expected import Loss
     from safemigrate.sequences.state import Finding
 
 
@@ -25,8 +27,11 @@ class Tally:
     other_vendor: str = ""
     counts: Counter[Status] = field(default_factory=Counter)
     short: Counter[Status] = field(default_factory=Counter)
+    lost: list[Loss] = field(default_factory=list)
+    nearly_used_up: list[str] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
+        self.nearly_used_up += filter(None, [usage(finding)])
         self.counts[finding.status] += 1
         self.short[finding.status] += is_short(finding)
 
@@ -46,7 +51,7 @@ class Tally:
         yield counts["behind"] - short["behind"], "behind"
         yield short["behind"], f"with fewer than {self.headroom} values free"
         yield counts["unknown"], "not checked"
-        yield counts["exempt"], "exempt"
+        yield counts["not judged"], "not judged"
 
 
 def is_short(finding: Finding) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
+from safemigrate.sequences.expected import percent_used
 from safemigrate.sequences.state import Status
 
+from . import losses
 from .findings import new_next_value, obstacles_of, reasons_of, shown
 
 if TYPE_CHECKING:
@@ -32,11 +34,17 @@ class Format:
         raise NotImplementedError
 
     def is_listed(self, finding: Finding) -> bool:
-        return self.verbosity > 1 or finding.status not in ("in sync", "exempt")
+        return self.verbosity > 1 or finding.status not in ("in sync", "not judged")
 
 
 class Sql(Format):
     """What a DBA could run, with a comment for all else."""
+
+    def __init__(
+        self, write: Callable[[str], None], verbosity: int, *, restores: bool = False
+    ) -> None:
+        super().__init__(write, verbosity)
+        self.restores = restores
 
     def add(self, finding: Finding) -> None:
         if finding.status != "in sync" and self.is_listed(finding):
@@ -44,6 +52,8 @@ class Sql(Format):
                 self.write(line)
 
     def end(self, tally: Tally, error: str = "") -> None:
+        for line in losses.script(tally.lost, is_asked=self.restores):
+            self.write(line)
         self.write(f"-- {tally}")
         if error:
             self.write(comment(f"Not complete: {error}"))
@@ -57,7 +67,7 @@ def sql_lines(finding: Finding) -> Iterator[str]:
     if finding.status == "in sync":
         return
     reasons = f": {reasons_of(finding)}" if finding.obstacle else ""
-    what = "could not be checked" if finding.status == "unknown" else "is exempt"
+    what = "could not be checked" if finding.status == "unknown" else "is not judged"
     about = str(finding) if finding.is_behind else f"Sequence {finding.sequence} {what}"
     yield comment(f"{about}{reasons}")
     yield from (comment(each.advice) for each in obstacles_of(finding) if each.advice)
@@ -89,6 +99,7 @@ class Json(Format):
             "vendor": self.vendor,
             "headroom": tally.headroom,
             "sequences": self._sequences,
+            "lost": [losses.document(loss) for loss in tally.lost],
             "summary": {status: tally.counts[status] for status in get_args(Status)},
             "error": error or None,
         }
@@ -108,6 +119,7 @@ def _document(finding: Finding) -> dict[str, Any]:
         "next_value": finding.next_value,
         "largest_key": finding.largest,
         "new_next_value": new_next_value(finding),
+        "percent_used": percent_used(finding),
         "reason": reasons_of(finding) or None,
         "advice": "; ".join(each.advice for each in obstacles_of(finding) if each.advice) or None,
         "sql": (finding.repair or None) if finding.is_behind else None,

@@ -19,6 +19,8 @@ from safemigrate.report import Note, Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from safemigrate.report import LockWait
+
 
 @dataclass(frozen=True)
 class Wait:
@@ -37,6 +39,7 @@ class Record:
     report: Report = field(default_factory=Report)
     notes: list[Note] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    blocked_by: list[LockWait] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """Add what the command itself has found."""
@@ -71,6 +74,7 @@ class Record:
                 {"for": each.what, "seconds": each.seconds, "reason": each.reason}
                 for each in self.waits
             ],
+            "blocked_by": [asdict(each) for each in self.blocked_by],
         }
 
 

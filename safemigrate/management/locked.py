@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate.locking.lock import LockLostError
+from safemigrate.locking.migrations import around_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from django.core.management.base import BaseCommand
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.migrations import Migration
+    from django.db.migrations.state import ProjectState
 
     from safemigrate.locking.lock import MigrationLock
-
-# Whether a migration is recorded before it is applied or unapplied.
-IS_RECORDED = {"apply_start": False, "unapply_start": True}
+    from safemigrate.locking.migrations import Step
 
 
 @contextmanager
 def checking_lock(
-    migrate: BaseCommand,
-    connection: BaseDatabaseWrapper,
-    lock: MigrationLock,
-    tell: Callable[[str], None],
+    connection: BaseDatabaseWrapper, lock: MigrationLock, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Check the lock before each migration, in the callback with which ``migrate`` shows progress.
+    """Check the lock before each migration that is not faked.
 
     It does no harm if the lock was lost and taken again, unless another run has dealt with the next
-    migration in the meantime. A ``migrate`` without such a callback is only checked at the end.
+    migration in the meantime.
     """
-    progress: Any = getattr(migrate, "migration_progress_callback", None)
-    if progress is None or not lock.taken:
-        yield
-        return
 
-    def checked(action: str, migration: Migration | None = None, fake: bool = False) -> None:  # noqa: FBT001 - Django's
-        if migration is not None and action in IS_RECORDED and not lock.check():
+    def check(step: Step) -> ProjectState:
+        if not lock.check():
             tell("The migration lock was lost and taken again.")
-            recorded = (migration.app_label, migration.name) in MigrationRecorder(
-                connection
-            ).applied_migrations()
-            if recorded is not IS_RECORDED[action]:
-                raise LockLostError(connection.alias, f"and another run has dealt with {migration}")
-        progress(action, migration, fake)
+            name = (step.migration.app_label, step.migration.name)
+            is_recorded = name in MigrationRecorder(connection).applied_migrations()
+            if is_recorded is not step.is_backwards:
+                why = f"and another run has dealt with {step.migration}"
+                raise LockLostError(connection.alias, why)
+        return step.run()
 
-    migrate.migration_progress_callback = checked  # type: ignore[attr-defined]
-    try:
+    with around_migrations(connection, check):
         yield
-    finally:
-        del migrate.migration_progress_callback  # type: ignore[attr-defined]

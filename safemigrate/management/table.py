@@ -6,6 +6,7 @@ from itertools import zip_longest
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from . import losses
 from .findings import advice_of, is_short, new_next_value, reasons_of, shown
 from .formats import Format
 
@@ -32,7 +33,8 @@ REMEDIES = 20
 class Table(Format):
     """Rows, printed every few seconds; below them what to do about those that stay behind.
 
-    ``to_type`` is the command that would move what a mere check has found.
+    ``to_type`` is the command that would move what a mere check has found, ``to_restore`` the one
+    that would restore what is lost.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class Table(Format):
         *,
         style: Style,
         to_type: str = "",
+        to_restore: str = "",
     ) -> None:
         super().__init__(write, verbosity)
         self.style = style
         self.to_type = to_type
+        self.to_restore = to_restore
         self._held: list[Finding] = []
         self._left: list[Finding] = []
         self._is_movable = False
@@ -72,6 +76,8 @@ class Table(Format):
             self.write(self.style.MIGRATE_HEADING(str(tally)))
             if self.to_type and self._is_movable:
                 self.write(f"To move what is behind: {self.to_type}")
+        for line in (*tally.nearly_used_up, *losses.lines(tally.lost, self.to_restore)):
+            self.write(self.style.WARNING(line))
 
     def _print_held(self) -> None:
         rows = [(_cells(each), self._style_of(each)) for each in self._held]
@@ -99,7 +105,7 @@ class Table(Format):
     def _what_of(self, finding: Finding) -> str:
         if finding.is_behind:
             return f"is behind and {'would not be' if self.to_type else 'was not'} moved"
-        return "could not be checked" if finding.status == "unknown" else "is exempt"
+        return "could not be checked" if finding.status == "unknown" else "is not judged"
 
 
 def _cells(finding: Finding) -> Cells:

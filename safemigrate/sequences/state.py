@@ -35,9 +35,9 @@ LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
 
 
-# An exempt sequence is one that can't be behind or can't be judged, such as one that starts over;
-# an unknown one could not be checked.
-Status = Literal["in sync", "behind", "resynced", "unknown", "exempt"]
+# Not judged: it can't be behind, or nobody can tell, as where numbers start over on purpose.
+# Unknown: it could not be checked.
+Status = Literal["in sync", "behind", "resynced", "unknown", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Finding:
             return "behind"
         if self.obstacle is None:
             return "in sync"
-        return "exempt" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
+        return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
 
     @property
     def repair(self) -> str:

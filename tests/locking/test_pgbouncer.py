@@ -8,16 +8,20 @@ import subprocess
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import connection
+from django.db import connection, migrations
 
 from tests.support.databases import execute, rows, value
+from tests.support.project import run_python
 from tests.support.runs import eventually, finish, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.project import Project
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 PORT = "6432"
@@ -147,6 +151,55 @@ def test_a_killed_holder_makes_way(bouncer: dict[str, Any]) -> None:
         holder.kill()
         assert finish(waiter) == "True\n"
     eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+@contextmanager
+def going_through(bouncer: dict[str, Any]) -> Iterator[None]:
+    settings = connection.settings_dict
+    before = {name: settings[name] for name in bouncer}
+    connection.close()
+    settings |= bouncer
+    try:
+        yield
+    finally:
+        connection.close()
+        settings |= before
+
+
+def test_a_migration_gives_up_its_locks_for_others(
+    bouncer: dict[str, Any], project: Project
+) -> None:
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    timeouts: list[str] = []
+    alter = "ALTER TABLE thing ADD note text"
+    project.migration(migrations.RunSQL(["INSERT INTO thing VALUES (1)", alter]))
+    project.migration(run_python(lambda apps, editor: timeouts.append(value("SHOW lock_timeout"))))
+
+    def count_attempts(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        attempts.append(sql)
+        return run(sql, params, many, context)
+
+    attempts: list[str] = []
+    code = """
+cursor = connection.cursor()
+cursor.execute("BEGIN; LOCK TABLE thing IN ACCESS SHARE MODE")
+say("taken")
+sys.stdin.readline()
+"""
+    with running(code) as blocker:
+        assert blocker.stdout is not None
+        assert blocker.stdout.readline() == "taken\n"
+        timer = Timer(1.0, blocker.kill)
+        timer.start()
+        with going_through(bouncer), connection.execute_wrapper(count_attempts):
+            project.migrate(command="safemigrate", lock_timeout=0.1)
+        with going_through(bouncer):
+            assert value("SHOW lock_timeout") == "0"
+        timer.join()
+    assert attempts.count(alter) > 1
+    assert timeouts == ["100ms"]
+    assert rows("SELECT id, note FROM thing") == [(1, None)]
 
 
 def test_a_pool_of_one_is_told_apart_within_the_patience() -> None:

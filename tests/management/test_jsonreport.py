@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError
-from django.db import IntegrityError, connection, connections, migrations
+from django.db import IntegrityError, OperationalError, connection, connections, migrations
 
 from safemigrate.locking.lock import KEY
-from tests.support.databases import behind, binding, execute, put_behind, rows
+from tests.support.databases import behind, binding, execute, locked, put_behind, rows
 from tests.support.models import create
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, eventually
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-KEYS = ["database", "exit_status", "error", "resynced", "retried", "notes", "waited"]
+KEYS = ["database", "exit_status", "error", "resynced", "retried", "notes", "waited", "blocked_by"]
 MIGRATION = """
 from django.db import migrations
 class Migration(migrations.Migration):
@@ -51,6 +51,7 @@ def test_nothing_to_tell(project: Project, file: Path) -> None:
         "retried": 0,
         "notes": [],
         "waited": [],
+        "blocked_by": [],
     }
 
 
@@ -133,6 +134,19 @@ def test_what_was_waited_for(project: Project, held: None, file: Path) -> None:
     assert waited["for"] == "migration lock"
     assert waited["seconds"] > 0
     assert "the migration lock" in waited["reason"]
+
+
+def test_who_held_a_lock(project: Project, file: Path) -> None:
+    project.migration(create("Tag"))
+    project.migrate()
+    project.migration(migrations.RunSQL("ALTER TABLE app_tag ADD note text"))
+    with locked("app_tag"), pytest.raises(OperationalError):
+        project.migrate(
+            command="safemigrate", json_report=str(file), lock_timeout=0.2, lock_patience=1
+        )
+    blocked = read(file)["blocked_by"]
+    assert {each["relation"] for each in blocked} == {"app_tag"}
+    assert {each["mode"] for each in blocked} == {"AccessExclusiveLock"}
 
 
 def test_a_file_that_can_not_be_written(project: Project, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_json(tables: None) -> None:
                 "next_value": 1,
                 "largest_key": 7,
                 "new_next_value": 8,
+                "percent_used": 0,
                 "reason": None,
                 "advice": None,
                 "sql": None,
@@ -127,12 +128,14 @@ def test_json(tables: None) -> None:
                 "next_value": 2,
                 "largest_key": 1,
                 "new_next_value": None,
+                "percent_used": 0,
                 "reason": None,
                 "advice": None,
                 "sql": None,
             },
         ],
-        "summary": {"in sync": 1, "behind": 0, "resynced": 1, "unknown": 0, "exempt": 0},
+        "lost": [],
+        "summary": {"in sync": 1, "behind": 0, "resynced": 1, "unknown": 0, "not judged": 0},
         "error": None,
     }
 
@@ -381,13 +384,13 @@ def test_no_schema_is_current(tables: None) -> None:
         resync()
 
 
-def test_exempt_ones_are_for_those_who_ask(tables: None) -> None:
+def test_unjudged_ones_are_for_those_who_ask(tables: None) -> None:
     execute("ALTER SEQUENCE ill_id_seq CYCLE")
-    assert resync() == "2 sequences feed a key: 1 in sync, 1 exempt.\n"
-    assert resync(dry_run=True) == "-- 2 sequences feed a key: 1 in sync, 1 exempt.\n"
+    assert resync() == "2 sequences feed a key: 1 in sync, 1 not judged.\n"
+    assert resync(dry_run=True) == "-- 2 sequences feed a key: 1 in sync, 1 not judged.\n"
     printed = resync(verbosity=2)
-    assert "exempt\n" in printed
-    assert "public.ill_id_seq is exempt: the sequence is declared CYCLE" in printed
+    assert "not judged\n" in printed
+    assert "public.ill_id_seq is not judged: the sequence is declared CYCLE" in printed
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -461,14 +464,14 @@ def hostile(database: str, request: pytest.FixtureRequest) -> Hostile:
     return hostile
 
 
-OBSTACLES = {"none": "", "cramped": "INSERT INTO {} VALUES (2100000000)", "exempt": "CYCLE"}
+OBSTACLES = {"none": "", "cramped": "INSERT INTO {} VALUES (2100000000)", "not judged": "CYCLE"}
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_nothing_printed_acts(hostile: Hostile, obstacle: str) -> None:
     for table in hostile.tables if obstacle == "cramped" else ():
         execute(f"INSERT INTO {table} VALUES (2100000000)")
-    for sequence in hostile.sequences if obstacle == "exempt" else ():
+    for sequence in hostile.sequences if obstacle == "not judged" else ():
         execute(f"ALTER SEQUENCE {sequence} CYCLE")
     every = {"all_schemas": True, "verbosity": 2, "no_color": True}
     for options in ({"check": True}, {"dry_run": True}, {}):

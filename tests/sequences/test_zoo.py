@@ -98,7 +98,7 @@ def test_resynced(zoo: Zoo, shape: Shape) -> None:
 @pytest.mark.parametrize("shape", LEFT_ALONE, ids=str)
 def test_left_alone(zoo: Zoo, shape: Shape) -> None:
     for found in (zoo.before[shape.sequence], zoo.resynced[shape.sequence]):
-        expected = "behind" if shape.before[0] else "exempt" if shape.is_exempt else "unknown"
+        expected = "behind" if shape.before[0] else "not judged" if shape.is_unjudged else "unknown"
         assert found["status"] == expected
         assert shape.reason in found["reason"]
         assert found["new_next_value"] is None

@@ -10,6 +10,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,15 @@ def server() -> Iterator[dict[str, Any]]:
     finally:
         embedded.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def url_of(settings: dict[str, Any]) -> str:
+    """Write the settings of a server as a DATABASE_URL."""
+    host = settings["HOST"] or settings["OPTIONS"].get("host", "")
+    return (
+        f"postgresql://{quote(settings['USER'])}:{quote(settings['PASSWORD'])}"
+        f"@/{settings['NAME']}?host={quote(host, safe='')}&port={settings['PORT'] or 5432}"
+    )
 
 
 def virtualenv(python: str, name: str, requirements: list[str]) -> str:

@@ -24,7 +24,7 @@ class Shape:
     before: tuple[int | None, int | None]
     after: int | None
     reason: str = ""
-    is_exempt: bool = False
+    is_unjudged: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -40,7 +40,7 @@ def serial(
     before: tuple[int | None, int | None] = (1, 7),
     after: int | None = 8,
     reason: str = "",
-    is_exempt: bool = False,
+    is_unjudged: bool = False,
 ) -> Shape:
     """Make a shape of a table with the columns ``id`` and ``note``."""
     return Shape(
@@ -55,7 +55,7 @@ def serial(
         before=before,
         after=after,
         reason=reason,
-        is_exempt=is_exempt,
+        is_unjudged=is_unjudged,
     )
 
 
@@ -435,7 +435,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         reason="unique only among some of the rows",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "restarted_each_year",
@@ -451,7 +451,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         reason="they restart on purpose",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "restarted_for_the_first_time",
@@ -465,7 +465,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         reason="together with other columns, so its numbers may repeat on purpose",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     serial(
         "declared_cycle",
@@ -473,7 +473,7 @@ LEFT_ALONE = [
         before=(None, None),
         after=None,
         reason="declared CYCLE",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     serial(
         "of_an_extension",
@@ -488,7 +488,7 @@ LEFT_ALONE = [
         before=(None, None),
         after=None,
         reason="belongs to an extension",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "computed",
@@ -503,7 +503,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         "the default of public.computed.id is computed",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "snowflake",
@@ -519,7 +519,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         "the default of public.snowflake.id is computed",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "a_text",
@@ -533,7 +533,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         "public.a_text.id is not a whole number but text",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     Shape(
         "foreign_partition",
@@ -550,7 +550,7 @@ LEFT_ALONE = [
         (None, None),
         None,
         "has one as a partition",
-        is_exempt=True,
+        is_unjudged=True,
     ),
     serial(
         "sentinel",

@@ -14,6 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 
 from safemigrate import driver
 from safemigrate.interrupt import end_by, ending_on_signals
+from safemigrate.management import losses
 from safemigrate.management.commands.safemigrate import whole_number
 from safemigrate.management.findings import Tally, shown
 from safemigrate.management.formats import Format, Json, Sql, annotation
@@ -21,6 +22,7 @@ from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
 from safemigrate.printing import one_line
+from safemigrate.sequences import expected
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import (
     all_schemas,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.catalogue import Feed
+    from safemigrate.sequences.expected import Loss
     from safemigrate.sequences.state import Finding
 
 # Exit statuses; 2 is argparse's own for what can't be meant.
@@ -81,7 +84,14 @@ class Command(BaseCommand):
         where.add_argument(
             "--all-schemas", action="store_true", help="Every table of every schema."
         )
-        parser.add_argument("--check", action="store_true", help="Report only.")
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--check", action="store_true", help="Report only.")
+        what.add_argument(
+            "--restore-defaults",
+            action="store_true",
+            help="First give the models' primary keys back the identity or default that they have "
+            "lost, one table at a time, past the largest key.",
+        )
         how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--dry-run",
@@ -134,6 +144,7 @@ class Command(BaseCommand):
             return
         try:
             with ending_on_signals(connection):
+                self.tally.lost = self._lost(connection)
                 self._go_through(connection, self._feeds(connection))
         except Error as error:
             raise _failure(connection, error) from error
@@ -149,7 +160,7 @@ class Command(BaseCommand):
     def _status(self) -> int:
         counts = self.tally.counts
         may_stay_behind = self.options["dry_run"] and not self.options["check"]
-        if counts["behind"] and not may_stay_behind:
+        if (counts["behind"] or self.tally.lost) and not may_stay_behind:
             return BEHIND
         return UNKNOWN if counts["unknown"] else 0
 
@@ -174,6 +185,20 @@ class Command(BaseCommand):
             except LookupError as error:
                 raise CommandError(error.args[0], returncode=WRONG) from error
         return feeds_in(connection, self._schemas(connection))
+
+    def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
+        """List what is lost; with --restore-defaults what could not be restored."""
+        needs = expected.needs_of_apps(connection, self.labels)
+        tables = self.options["tables"]
+        if tables:
+            names = {name.rpartition(".")[2].strip('"') for name in tables}
+            needs = [need for need in needs if need.table in names]
+        is_narrowed = self.labels or tables
+        schemas = current_schemas(connection) if is_narrowed else self._schemas(connection)
+        found = expected.losses(connection, needs, schemas)
+        if self.options["dry_run"] or not self.options["restore_defaults"]:
+            return found
+        return losses.restored(connection, found, self._tell)
 
     def _tables_of_apps(self, connection: BaseDatabaseWrapper) -> list[int]:
         found = []
@@ -221,18 +246,19 @@ class Command(BaseCommand):
         if self.options["as_json"]:
             return Json(self._write, verbosity, database=self.options["database"])
         if self.options["dry_run"]:
-            return Sql(self._write, verbosity)
+            return Sql(self._write, verbosity, restores=self.options["restore_defaults"])
         return Table(
             self._write,
             verbosity,
             style=self.style,
             to_type=self._to_type() if self.options["check"] else "",
+            to_restore=self._to_type("--restore-defaults"),
         )
 
-    def _to_type(self) -> str:
-        """Return the command that moves what this one has checked."""
+    def _to_type(self, *more: str) -> str:
+        """Return the command that moves what this one has checked, or does ``more``."""
         options = self.options
-        words = [*self.labels]
+        words = [*more, *self.labels]
         for option in ("database", "headroom"):
             if options[option] not in (DEFAULT_DB_ALIAS, 0):
                 words += [f"--{option}", str(options[option])]

@@ -22,10 +22,12 @@ from safemigrate import conf
 from safemigrate.heal.block import Note, Resync, healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
+from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.jsonreport import recording
 from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines, saying_if_slow
+from safemigrate.management.preflight import requiring_record
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from safemigrate.report import LockWait
 
 # A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
@@ -49,6 +53,17 @@ def whole_number(value: object) -> int:
     return number
 
 
+def seconds(value: object) -> float:
+    """Convert an option's value to a number above 0; raises ArgumentTypeError."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1_000_000:
+        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return number
+
+
 @dataclass(frozen=True)
 class _Choices:
     """The options of the command line, or else the settings, validated."""
@@ -58,6 +73,9 @@ class _Choices:
     lock: bool
     lock_wait: int
     wait_for_database: int
+    lock_timeout: float | None
+    lock_patience: int
+    retry_python: bool
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> _Choices:
@@ -72,6 +90,11 @@ class _Choices:
                 lock=conf.lock() and not options.get("no_lock"),
                 lock_wait=number("lock_wait", conf.lock_wait),
                 wait_for_database=number("wait_for_database", conf.wait_for_database),
+                lock_timeout=seconds(options["lock_timeout"])
+                if options.get("lock_timeout") is not None
+                else conf.lock_timeout(),
+                lock_patience=number("lock_patience", conf.lock_patience),
+                retry_python=bool(options.get("retry_python")),
             )
         except (ArgumentTypeError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
@@ -115,6 +138,23 @@ class Command(BaseCommand):
             "metavar": "FILE",
             "help": "Write what the run resynced, retried, noted and waited for to FILE, as JSON; "
             "/dev/fd/3 is the descriptor 3. It is written when the run fails, too.",
+        },
+        "lock_timeout": {
+            "type": seconds,
+            "metavar": "SECONDS",
+            "help": "Give up a lock that isn't had in so many seconds, let others pass, and try "
+            "again. Default: the setting SAFEMIGRATE_LOCK_TIMEOUT, or waiting as migrate does.",
+        },
+        "lock_patience": {
+            "type": whole_number,
+            "metavar": "SECONDS",
+            "help": "With --lock-timeout: try again for so many seconds. Default: the setting "
+            "SAFEMIGRATE_LOCK_PATIENCE, or 300.",
+        },
+        "retry_python": {
+            "action": "store_true",
+            "help": "With --lock-timeout: retry a migration though Python of the project's "
+            "(RunPython) has run in it.",
         },
     }
     # Runs that write nothing take no migration lock.
@@ -219,7 +259,15 @@ class Command(BaseCommand):
                 wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
             with (
                 self._locked(connection, choices),
+                requiring_record(),  # asked before the sweep, in the order of the receivers
                 self._healing(choices),
+                lock_timeout(
+                    connection,
+                    choices.lock_timeout,
+                    patience=choices.lock_patience,
+                    retry_python=choices.retry_python,
+                    tell=self._tell_lock_wait,
+                ),
                 explaining_unrecorded(connection, self._note),
             ):
                 return self.migrate.execute(*args, **options)
@@ -241,7 +289,7 @@ class Command(BaseCommand):
                             watches_at_once=False,
                         )
                     )
-                stack.enter_context(checking_lock(self.migrate, connection, mine, self._note))
+                stack.enter_context(checking_lock(connection, mine, self._note))
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
@@ -293,6 +341,11 @@ class Command(BaseCommand):
     def _note(self, text: str) -> None:
         self.record.note(text)
         self._tell_note(text)
+
+    def _tell_lock_wait(self, wait: LockWait) -> None:
+        self.record.blocked_by.append(wait)
+        if self.verbosity >= 1:
+            self._tell_note(str(wait))
 
     def _tell_note(self, text: str) -> None:
         self.stderr.write(f"safemigrate: {text}")

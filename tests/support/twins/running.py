@@ -357,7 +357,9 @@ def filling(shapes: list[int]) -> list[str]:
         label = "name" if bare == "auth_group" else "label"
         if key and label in columns:
             statements += [
-                f"INSERT INTO {name} (\"{key}\", {label}) VALUES ({value}, 'old {bare} {value}') "
+                # A trigger may have written a row, and not every key is unique yet.
+                f"INSERT INTO {name} (\"{key}\", {label}) SELECT {value}, 'old {bare} {value}' "
+                f'WHERE NOT EXISTS (SELECT FROM {name} WHERE "{key}" = {value}) '
                 "ON CONFLICT DO NOTHING"
                 for value in shape
             ]

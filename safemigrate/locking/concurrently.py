@@ -1,0 +1,64 @@
+"""What is read of a statement's text before it waits for a lock; a misreading costs time only.
+
+DDL that is CONCURRENT waits for transactions to end, and lets reads and writes pass meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from safemigrate.sqltext import words_of_one_statement
+
+if TYPE_CHECKING:
+    from safemigrate.driver import Cursor
+
+# They may have committed a part of what they do.
+MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback start".split())
+
+NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
+CREATE_INDEX = re.compile(
+    rf"""\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
+         \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+QUEUES_NOBODY = re.compile(
+    r"""\s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
+             | ALTER\s+TABLE\s[^,;]+\sVALIDATE\s+CONSTRAINT\s[^,;]+;?\s*$ )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+INVALID_INDEXES = """
+SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
+  FROM pg_catalog.pg_index AS index
+  JOIN pg_catalog.pg_class AS class
+    ON class.oid = index.indexrelid
+  JOIN pg_catalog.pg_namespace AS space
+    ON space.oid = class.relnamespace
+ WHERE index.indrelid = pg_catalog.to_regclass(%s)
+   AND class.relname = (pg_catalog.parse_ident(%s))[1]
+   AND NOT index.indisvalid
+"""
+
+
+def queues_nobody(text: str) -> bool:
+    """Tell whether nobody has to queue behind the statement while it waits."""
+    return QUEUES_NOBODY.match(text) is not None
+
+
+def can_be_repeated(text: str) -> bool:
+    """Tell whether the text is one statement that has done nothing when it fails, in autocommit.
+
+    CREATE INDEX CONCURRENTLY has, and is repeated once that is dropped.
+    """
+    words = words_of_one_statement(text)
+    if not words or words[0] in MAY_COMMIT:
+        return False
+    return "concurrently" not in words or words[0] == "drop" or bool(CREATE_INDEX.match(text))
+
+
+def invalid_indexes(cursor: Cursor, text: str) -> set[str]:
+    """Name the INVALID index that is called as the one that the text creates CONCURRENTLY."""
+    found = CREATE_INDEX.match(text)
+    rows = cursor.rows(INVALID_INDEXES, [found["table"], found["name"]]) if found else []
+    return {row.name for row in rows}

@@ -1,0 +1,95 @@
+"""Tell what tables have lost and sequences have used up, and put back what can be put back."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from django.db import DEFAULT_DB_ALIAS, Error
+
+from safemigrate.printing import one_line, printable
+from safemigrate.sequences.expected import NEARLY_USED_UP, percent_used, restore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from safemigrate.sequences.expected import Loss
+    from safemigrate.sequences.state import Finding
+
+
+def command_line(alias: str, *options: str, schema: str = "public") -> str:
+    """Return what to type to have ``resyncsequences`` do more about a database."""
+    words = ["python", "manage.py", "resyncsequences", *options]
+    words += ["--database", alias] if alias != DEFAULT_DB_ALIAS else []
+    words += ["--schema", schema] if schema != "public" else []
+    return shlex.join(words)
+
+
+def restored(
+    connection: BaseDatabaseWrapper, losses: Iterable[Loss], tell: Callable[[str], None]
+) -> list[Loss]:
+    """Put back what can be, one table at a time; return what is lost still."""
+    left = []
+    for loss in losses:
+        if loss.is_restorable:
+            try:
+                restore(connection, loss)
+            except Error as error:
+                tell(one_line(f"{loss}; not restored: {error}"))
+            else:
+                tell(f"{one_line(str(loss))}; restored")
+                continue
+        left.append(loss)
+    return left
+
+
+def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
+    """Yield what was lost, and what to type; ``to_restore`` is the command that restores it."""
+    for loss in losses:
+        yield one_line(str(loss))
+        if loss.is_restorable:
+            yield f"  type: {to_restore}"
+        elif loss.sql:
+            yield from (f"  type: {one_line(statement)}" for statement in loss.sql)
+        else:
+            yield (
+                "  make it a smallint, integer or bigint, or run --restore-defaults as the "
+                "table's owner"
+            )
+
+
+def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
+    """Yield as SQL what ``--restore-defaults`` would run; as comments what it would not."""
+    for loss in losses:
+        yield f"-- {one_line(str(loss))}"
+        is_clean = all(statement.isprintable() for statement in loss.sql)
+        if loss.is_restorable and is_asked and is_clean:
+            yield from ("BEGIN;", *loss.sql, "COMMIT;")
+        else:
+            yield from (f"-- {one_line(statement)}" for statement in loss.sql)
+
+
+def document(loss: Loss) -> dict[str, Any]:
+    return {
+        "schema": loss.schema,
+        "table": loss.table,
+        "column": loss.column,
+        "status": loss.status,
+        "reason": loss.reason,
+        "sql": list(loss.sql),
+    }
+
+
+def usage(finding: Finding) -> str:
+    """Say how much of its range a sequence has used, where that is most of it; else nothing."""
+    percent = percent_used(finding)
+    if percent is None or percent < NEARLY_USED_UP:
+        return ""
+    sequence = finding.sequence
+    end = sequence.highest if sequence.increment > 0 else sequence.lowest
+    return printable(
+        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is {end}",
+        "utf-8",
+    )

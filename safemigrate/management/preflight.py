@@ -1,0 +1,51 @@
+"""Refuse a run whose migrations could not be recorded, before it has changed anything.
+
+With deferred SQL Django commits a migration's tables first and inserts its row into
+``django_migrations`` afterwards, so that a key which nothing fills is found too late.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import CommandError
+from django.db import Error, connections
+from django.db.models.signals import pre_migrate
+
+from safemigrate.management.losses import command_line
+from safemigrate.sequences.expected import record_that_takes_no_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def requiring_record() -> Iterator[None]:
+    """Raise CommandError from the block's ``pre_migrate`` where ``django_migrations`` is lost."""
+
+    judged: Any = None
+
+    def require(using: str, plan: Any, **kwargs: Any) -> None:
+        nonlocal judged
+        connection = connections[using]
+        is_recording = any(not is_backwards for _, is_backwards in plan)
+        if plan is judged or not is_recording or connection.vendor != "postgresql":
+            return
+        judged = plan  # the signal is sent once for each app
+        try:
+            schema = record_that_takes_no_row(connection)
+        except Error:  # migrate itself will meet it, or not
+            return
+        if schema is not None:
+            raise CommandError(
+                f"{schema}.django_migrations.id has no default or identity, as after a restore or "
+                "a copy that lost it: no migration could be recorded. Nothing was changed. Type: "
+                + command_line(using, "--restore-defaults", schema=schema)
+            )
+
+    pre_migrate.connect(require)
+    try:
+        yield
+    finally:
+        pre_migrate.disconnect(require)

@@ -1,0 +1,754 @@
+"""Lock timeouts: statements and migrations that give up a lock and try again, on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Event, Thread, Timer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    migrations,
+    models,
+    transaction,
+)
+from django.test import override_settings
+
+from safemigrate.driver import sqlstate
+from safemigrate.locking.timeouts import lock_timeout
+from safemigrate.locking.wait import dial, twin
+from safemigrate.signals import lock_waited
+from tests.support.databases import execute, rows, value
+from tests.support.locks import HERE
+from tests.support.project import Project, run_python
+from tests.support.runs import LONG, ROOT, eventually
+from tests.support.sites import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from safemigrate.report import LockWait
+    from tests.support.project import Law
+
+pytestmark = pytest.mark.usefixtures("database")
+
+SHORT = 0.1
+TAKE = "LOCK TABLE thing IN ACCESS SHARE MODE"
+ALTER = "ALTER TABLE thing ADD note text"
+COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = 'thing'::regclass AND attnum > 0"
+
+
+class Blocker:
+    """Another session, which holds a lock until it is told to let go."""
+
+    def __init__(self) -> None:
+        self.twin = twin(connection)
+        dial(self.twin)
+        self.cursor = self.twin.connection.cursor()
+
+    def execute(self, sql: str) -> None:
+        self.cursor.execute(sql)
+
+    @property
+    def pid(self) -> int:
+        return int(self.twin.connection.info.backend_pid)
+
+    def sees_waiting(self, pid: int) -> bool:
+        self.execute(
+            f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = {pid}"
+        )
+        return self.cursor.fetchone() is not None
+
+    def let_go(self) -> None:
+        self.twin.connection.rollback()
+
+
+@pytest.fixture
+def blocker(database: str) -> Iterator[Blocker]:
+    connection.ensure_connection()
+    blocker = Blocker()
+    yield blocker
+    blocker.twin.close()
+
+
+observer = blocker
+
+
+@pytest.fixture
+def thing(database: str) -> None:
+    execute("CREATE TABLE thing (id int)")
+    execute("INSERT INTO thing VALUES (1)")
+
+
+@pytest.fixture
+def waits() -> Iterator[list[LockWait]]:
+    seen: list[LockWait] = []
+
+    def receive(record: LockWait, **_: object) -> None:
+        seen.append(record)
+
+    lock_waited.connect(receive)
+    yield seen
+    lock_waited.disconnect(receive)
+
+
+def tell_nobody(_: LockWait) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def patient(patience: float = 60, seconds: float = SHORT, **options: Any) -> Iterator[None]:
+    with lock_timeout(connection, seconds, patience=patience, tell=tell_nobody, **options):
+        yield
+
+
+@contextmanager
+def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
+    """Let the blocker go once somebody has given up a lock."""
+
+    def let_go() -> None:
+        eventually(lambda: waits)
+        blocker.let_go()
+
+    thread = Thread(target=let_go)
+    thread.start()
+    yield
+    thread.join()
+
+
+def sql(text: str = ALTER, reverse: str = "ALTER TABLE thing DROP note") -> migrations.RunSQL:
+    return migrations.RunSQL(text, reverse)
+
+
+# --- The setting
+
+
+def test_off_by_default(project: Project) -> None:
+    project.migration(
+        run_python(lambda apps, editor: seen.append(value("SHOW lock_timeout"))), atomic=False
+    )
+    seen: list[str] = []
+    project.migrate(command="safemigrate")
+    assert seen == ["0"]
+    assert not connection.execute_wrappers
+
+
+def test_the_session_has_it_for_the_run_and_when_it_connects_anew() -> None:
+    execute("SET lock_timeout = '7s'")
+    with patient(seconds=1.5):
+        assert value("SHOW lock_timeout") == "1500ms"
+        connection.close()
+        assert value("SHOW lock_timeout") == "1500ms"
+    assert value("SHOW lock_timeout") == "0"
+    assert not connection.execute_wrappers
+
+
+def test_a_roles_own_setting_is_restored() -> None:
+    execute("SET lock_timeout = '7s'")
+    with patient():
+        assert value("SHOW lock_timeout") == "100ms"
+    assert value("SHOW lock_timeout") == "7s"
+
+
+@pytest.mark.parametrize("given", [0, -1, "1", True])
+def test_a_setting_that_makes_no_sense(given: Any) -> None:
+    with override_settings(SAFEMIGRATE_LOCK_TIMEOUT=given), pytest.raises(CommandError):
+        call_command("safemigrate")
+
+
+# --- A statement in autocommit
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_statement_is_retried(blocker: Blocker, waits: list[LockWait]) -> None:
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits), patient():
+        execute(ALTER)
+    assert ("note",) in rows(COLUMNS)
+    assert waits[0].relation == "thing"
+    assert waits[0].mode == "AccessExclusiveLock"
+    assert waits[0].state == "idle in transaction"
+
+
+@pytest.mark.usefixtures("thing")
+@pytest.mark.parametrize("text", [f"{ALTER}; SELECT 1", f"DO $$ BEGIN {ALTER}; END $$"])
+def test_what_may_have_committed_a_part_is_not(blocker: Blocker, text: str) -> None:
+    blocker.execute(TAKE)
+    with patient(), pytest.raises(OperationalError):
+        execute(text)
+
+
+@pytest.mark.usefixtures("thing")
+def test_another_error_is_not(waits: list[LockWait]) -> None:
+    execute("SET statement_timeout = '10ms'")
+    with patient(), pytest.raises(OperationalError):
+        execute("SELECT pg_sleep(5)")
+    assert not waits
+
+
+@pytest.mark.usefixtures("thing")
+def test_patience_ends_with_the_original_error(blocker: Blocker) -> None:
+    blocker.execute(TAKE)
+    with patient(patience=0.5), pytest.raises(OperationalError, match="lock timeout") as caught:
+        execute(ALTER)
+    note = note_of(caught.value)
+    assert f"pid {blocker.pid}" in note
+    assert f"pg_terminate_backend({blocker.pid})" in note
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    Timer(0.5, blocker.let_go).start()
+    with patient():
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+        assert value("SHOW lock_timeout") == "100ms"
+    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
+
+
+INVALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+
+
+@pytest.fixture
+def others(thing: None) -> set[tuple[str]]:
+    """INVALID indexes that somebody has left, one of them of a name that will be given again."""
+    execute("CREATE SCHEMA elsewhere")
+    for table in ("twice", "elsewhere.twice"):
+        execute(f"CREATE TABLE {table} AS SELECT 1 AS id FROM generate_series(1, 2)")
+        for name in ("thing_id", "other"):
+            if (table, name) != ("twice", "thing_id"):
+                with suppress(IntegrityError):
+                    execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {table} (id)")
+    left = {("other",), ("elsewhere.thing_id",), ("elsewhere.other",)}
+    assert set(rows(INVALID)) == left
+    return left
+
+
+def test_the_invalid_index_that_was_left_is_dropped_and_no_other(
+    blocker: Blocker, others: set[tuple[str]]
+) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker):
+        execute('CREATE INDEX CONCURRENTLY IF NOT EXISTS Thing_Id ON ONLY "thing" (id)')
+    assert set(rows(INVALID)) == others
+    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
+    blocker: Blocker,
+) -> None:
+    execute("INSERT INTO thing VALUES (1)")
+    with suppress(IntegrityError):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY thing_id ON thing (id)")
+    oid = value("SELECT 'thing_id'::regclass::oid::int8")
+    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker), pytest.raises(ProgrammingError, match="thing_id"):
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+    assert value("SELECT 'thing_id'::regclass::oid::int8") == oid
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_index_without_a_name_is_not_created_twice(blocker: Blocker) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker, attempts=1), pytest.raises(OperationalError):
+        execute("CREATE INDEX CONCURRENTLY ON thing (id)")
+    assert rows(INVALID) == [("thing_id_idx",)]
+
+
+@contextmanager
+def giving_up_once(blocker: Blocker, attempts: int = 2) -> Iterator[None]:
+    """Let the first attempt give up soon, as a deadlock would end it; then let the blocker go."""
+    seen: list[str] = []
+
+    def fail_once(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql)
+        if len(seen) > 1:
+            return run(sql, params, many, context)
+        with connection.connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        try:
+            return run(sql, params, many, context)
+        finally:
+            blocker.let_go()
+
+    with connection.execute_wrapper(fail_once):
+        yield
+        assert len(seen) == attempts
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
+    execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
+    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
+    Timer(0.5, blocker.let_go).start()
+    with patient(), transaction.atomic():
+        execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
+        assert value("SHOW lock_timeout") == "100ms"
+
+
+# --- A migration
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    execute("CREATE TABLE first (id int)")
+    return project
+
+
+def migrate(shop: Project, *args: Any, **options: Any) -> str:
+    return shop.migrate(
+        *args, command="safemigrate", **{"lock_timeout": SHORT, "lock_patience": 60, **options}
+    )
+
+
+def recorded() -> int:
+    return int(value("SELECT count(*) FROM django_migrations WHERE app = 'app'"))
+
+
+def test_a_migration_is_retried_whole(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("ALTER TABLE first ADD a int; INSERT INTO first VALUES (1)", "SELECT 1"))
+    shop.migration(
+        migrations.SeparateDatabaseAndState([sql("INSERT INTO first VALUES (2)", "SELECT 1")]),
+        migrations.CreateModel("Made", [("id", models.BigAutoField(primary_key=True))]),
+        migrations.CreateModel(
+            "Child",
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("made", models.ForeignKey("app.Made", models.CASCADE)),
+            ],
+        ),
+        sql(),
+    )
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        out = migrate(shop)
+    assert out.count("Applying app.0002_step... OK") == 1 or out.count("Applying app.0002") == 1
+    assert recorded() == 2
+    assert rows("SELECT id FROM first ORDER BY 1") == [(1,), (2,)]
+    constraints = "SELECT contype FROM pg_constraint WHERE conrelid = 'app_child'::regclass"
+    assert ("f",) in rows(constraints)
+    waits.clear()
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, "app", "0001")
+    assert recorded() == 1
+    assert ("note",) not in rows(COLUMNS)
+
+
+def test_deferred_sql_belongs_to_it(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(migrations.CreateModel("Made", [("id", models.BigAutoField(primary_key=True))]))
+    migrate(shop)
+    shop.migration(
+        migrations.CreateModel(
+            "Child",
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("made", models.ForeignKey("app.Made", models.CASCADE)),
+            ],
+        )
+    )
+    blocker.execute("LOCK TABLE app_made IN ROW EXCLUSIVE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 2
+
+
+def test_it_holds_nothing_while_it_waits(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute(TAKE)
+    held: list[Any] = []
+
+    def ask(**_: object) -> None:
+        other = Blocker()
+        other.execute(
+            f"""SELECT (SELECT count(*) FROM pg_locks WHERE pid = {pid} AND relation >= 16384),
+                       (SELECT backend_xmin FROM pg_stat_activity WHERE pid = {pid})"""
+        )
+        held.append(other.cursor.fetchone())
+        other.twin.close()
+
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    lock_waited.connect(ask)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    lock_waited.disconnect(ask)
+    assert held[0] == (0, None)
+
+
+def test_python_that_has_run_is_not_run_again(shop: Project, blocker: Blocker) -> None:
+    ran: list[int] = []
+    shop.migration(run_python(lambda apps, editor: ran.append(1)), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError) as caught:
+        migrate(shop)
+    assert ran == [1]
+    assert "--retry-python" in note_of(caught.value)
+    assert recorded() == 0
+
+
+def test_python_is_run_again_where_that_is_harmless(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+    shop.migration(run_python(lambda apps, editor: ran.append(1)), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert len(ran) > 1
+    assert recorded() == 1
+
+
+def test_python_that_comes_later_runs_once(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+    shop.migration(sql(), run_python(lambda apps, editor: ran.append(1)))
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert ran == [1]
+
+
+def test_without_a_transaction_statements_are_retried(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql(), atomic=False)
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_fake_asks_for_no_lock(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(sql())
+    blocker.execute(TAKE)
+    migrate(shop, fake=True)
+    assert recorded() == 1
+    assert not waits
+
+
+def test_a_squashed_migration(shop: Project, blocker: Blocker, waits: list[LockWait]) -> None:
+    shop.migration(sql(), replaces=[("app", "a"), ("app", "b")])
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 3
+
+
+@pytest.mark.usefixtures("blocker")
+def test_set_transaction_may_come_first(shop: Project, waits: list[LockWait]) -> None:
+    levels: list[str] = []
+    first = "-- not in a savepoint\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
+    shop.migration(
+        sql(first),
+        sql(),
+        run_python(lambda apps, editor: levels.append(value("SHOW transaction_isolation"))),
+    )
+    migrate(shop)
+    assert levels == ["serializable"]
+    assert not waits
+
+
+def note_of(error: BaseException) -> str:
+    [(_, note)] = error.safemigrate_notes  # type: ignore[attr-defined]
+    return str(note)
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])
+def test_a_migration_that_sets_its_transaction_is_not_retried(
+    shop: Project, blocker: Blocker, level: str
+) -> None:
+    shop.migration(sql(f"SET TRANSACTION ISOLATION LEVEL {level}"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop)
+    assert "READ COMMITTED throughout" in note_of(caught.value)
+
+
+def test_repeatable_read_is_not_retried(shop: Project, blocker: Blocker) -> None:
+    execute("SET default_transaction_isolation = 'repeatable read'")
+    shop.migration(sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop)
+    assert "READ COMMITTED throughout" in note_of(caught.value)
+
+
+def test_what_a_migration_has_committed_itself_is_not_done_twice(
+    shop: Project, blocker: Blocker
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql("COMMIT"), sql("SELECT 1"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout"):
+        migrate(shop)
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_a_commit_of_its_own_is_nothing_new(shop: Project) -> None:
+    shop.migration(sql("COMMIT"), sql("INSERT INTO first VALUES (1)"), sql("COMMIT"))
+    migrate(shop)
+    assert recorded() == 1
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_what_is_to_follow_the_commit_follows_it_once(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    done: list[int] = []
+
+    def promise(apps: Any, editor: Any) -> None:
+        transaction.on_commit(lambda: done.append(1))
+
+    shop.migration(run_python(promise), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert done == [1]
+
+
+def test_the_row_that_records_it_is_waited_for_too(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute("LOCK TABLE django_migrations IN SHARE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 1
+    assert rows("SELECT id FROM first") == [(1,)]
+
+
+def test_statement_timeout_is_another_error(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("SET LOCAL statement_timeout = '50ms'"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="statement timeout"):
+        migrate(shop)
+    assert not waits
+
+
+def test_a_lock_timeout_of_the_migrations_own_applies(shop: Project, blocker: Blocker) -> None:
+    shop.migration(sql("SET LOCAL lock_timeout = '50ms'"), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop, lock_timeout=30, lock_patience=1)
+    assert "Gave up waiting after 1 s" in note_of(caught.value)
+
+
+def test_a_nested_run_leaves_it_to_the_outer(shop: Project, blocker: Blocker) -> None:
+    def nested(apps: Any, editor: Any) -> None:
+        call_command("migrate", "auth", "0011", verbosity=0)
+
+    shop.migration(run_python(nested))
+    blocker.execute("LOCK TABLE auth_user IN ACCESS SHARE MODE")
+    with pytest.raises(OperationalError) as caught:
+        migrate(shop)
+    assert "--retry-python" in note_of(caught.value)
+    assert not connection.in_atomic_block
+    assert recorded() == 0
+
+
+def test_a_nested_run_outside_of_a_transaction_waits_itself(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    ran: list[int] = []
+
+    def nested(apps: Any, editor: Any) -> None:
+        ran.append(1)
+        call_command("migrate", "auth", "0011", verbosity=0)
+
+    shop.migration(run_python(nested, atomic=False), atomic=False)
+    blocker.execute("LOCK TABLE auth_user IN ACCESS SHARE MODE")
+    with letting_go(blocker, waits):
+        migrate(shop, "app")
+    assert ran == [1]
+    assert recorded() == 1
+
+
+def test_a_deadlock(shop: Project, blocker: Blocker, observer: Blocker) -> None:
+    """An application writes the migration's two tables in the other order."""
+    execute("SET deadlock_timeout = '100ms'")
+    blocker.execute("SET deadlock_timeout = '60s'")
+    blocker.twin.connection.commit()
+    codes: list[str | None] = []
+
+    def application() -> None:
+        blocker.execute("INSERT INTO first VALUES (9)")
+        blocker.twin.connection.commit()
+
+    thread = Thread(target=application)
+
+    def meet(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        try:
+            result = run(sql, params, many, context)
+        except OperationalError as error:
+            codes.append(sqlstate(error))
+            raise
+        if sql == "LOCK TABLE first" and not codes:
+            blocker.execute("INSERT INTO thing VALUES (1)")
+            thread.start()
+            eventually(lambda: observer.sees_waiting(blocker.pid))
+        return result
+
+    shop.migration(sql("INSERT INTO first VALUES (1)"))
+    shop.migration(sql("INSERT INTO first VALUES (2)"), sql("LOCK TABLE first"), sql())
+    with connection.execute_wrapper(meet):
+        migrate(shop, lock_timeout=30)
+    thread.join()
+    assert codes == ["40P01"]
+    assert recorded() == 2
+    assert rows("SELECT id FROM first ORDER BY 1") == [(1,), (2,), (9,)]
+
+
+# --- Twins
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_blocker_at_random_changes_nothing(
+    project: Project, law: Law, waits: list[LockWait], seed: int
+) -> None:
+    """The same end as on a twin that nobody blocks, but for keys: a retry draws new ones."""
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    execute("CREATE TABLE app_drawn (id serial PRIMARY KEY, n int)")
+    insert = "INSERT INTO thing VALUES (1); INSERT INTO app_drawn (n) VALUES (1)"
+    project.migration(sql(insert), sql())
+    project.migration(sql("ALTER TABLE thing DROP note"), made("Parent"))
+    project.migration(made("Child", models.ForeignKey("app.Parent", models.CASCADE)))
+    project.migration(run_python(lambda apps, editor: execute(insert)), sql())
+    project.migration(
+        sql("CREATE INDEX CONCURRENTLY thing_id ON thing (id)"),
+        *map(sql, insert.split("; ")),
+        atomic=False,
+    )
+    project.migration(migrations.AddField("Child", "note", models.TextField(default="x")))
+    with ExitStack() as stack:
+        options = {"lock_timeout": SHORT, "lock_patience": 60, "retry_python": True}
+        law.holds(
+            spoil=lambda: stack.enter_context(blocking_at_random(seed, waits)),
+            ours=options,
+            up_to_keys=True,
+        )
+
+
+def made(name: str, *field: models.Field[Any, Any]) -> migrations.CreateModel:
+    fields = [("id", models.BigAutoField(primary_key=True)), *(("other", each) for each in field)]
+    return migrations.CreateModel(name, fields)
+
+
+@contextmanager
+def blocking_at_random(seed: int, waits: list[LockWait]) -> Iterator[None]:
+    chance = random.Random(seed)
+    is_over = Event()
+    connection.ensure_connection()
+    blocker = Blocker()
+
+    def block() -> None:
+        eventually(lambda: waits)
+        while not is_over.wait(chance.uniform(0, 0.5)):
+            blocker.let_go()
+            is_over.wait(chance.uniform(0, 0.2))
+            table = chance.choice(["thing", "django_migrations", "app_parent", "app_child"])
+            mode = chance.choice(["ACCESS SHARE", "ROW EXCLUSIVE", "SHARE", "ACCESS EXCLUSIVE"])
+            with suppress(Exception):  # there is no such table yet, or a deadlock
+                blocker.execute(f"LOCK TABLE {table} IN {mode} MODE")
+        blocker.twin.connection.close()
+
+    blocker.execute(TAKE)
+
+    thread = Thread(target=block)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+# --- Signals
+
+
+@contextmanager
+def waiting(folder: Path, timeout: float) -> Iterator[subprocess.Popen[str]]:
+    """Start a run, and wait until it has told whom it waits for."""
+    Site(folder).write(
+        settings='INSTALLED_APPS += ["slow"]',
+        slow__migrations__0001_slow=f"""
+from django.db import migrations
+class Migration(migrations.Migration):
+    operations = [migrations.RunSQL(["INSERT INTO first VALUES (1)", {ALTER!r}])]
+""",
+    )
+    database = json.dumps(connection.settings_dict, default=str)
+    environment = {"DJANGO_SETTINGS_MODULE": "settings", "TEST_DATABASE": database}
+    command = ["-m", "django", "safemigrate", "slow", f"--lock-timeout={timeout:g}"]
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, **environment, "PYTHONPATH": f"{folder}:{ROOT}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "blocked by pid" in process.stderr.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("timeout", [0.05, 60])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_waiting_ends_the_run(
+    shop: Project, blocker: Blocker, tmp_path: Path, number: signal.Signals, timeout: float
+) -> None:
+    """In the server, which waits for the lock, or in the pause after it was given up."""
+    blocker.execute(TAKE)
+    with waiting(tmp_path, timeout) as process:
+        process.send_signal(number)
+        _, error = process.communicate(timeout=LONG)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), error
+    others = "pid <> pg_backend_pid() AND application_name <> ''"
+    eventually(lambda: not rows(f"SELECT 1 FROM pg_stat_activity WHERE {HERE} AND {others}"))
+    assert rows("SELECT name FROM django_migrations WHERE app = 'slow'") == []
+    assert rows("SELECT id FROM first") == []
+
+
+def test_ctrl_c_leaves_nothing_behind(shop: Project, blocker: Blocker) -> None:
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    blocker.execute(TAKE)
+
+    def interrupt(**_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    lock_waited.connect(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            migrate(shop)
+    finally:
+        lock_waited.disconnect(interrupt)
+    assert recorded() == 0
+    assert not connection.in_atomic_block
+    assert not connection.execute_wrappers
+    assert value("SHOW lock_timeout") == "0"
