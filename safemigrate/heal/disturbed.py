@@ -23,8 +23,6 @@ class _Table:
 
     def is_disturbed_for(self, insert: Write) -> bool:
         """Tell whether ``insert`` leaves out a column for which the run has supplied values."""
-        if self.is_unchecked:
-            return True
         if insert.columns is None or (self.free is None or self.free > 0):
             return False
         return self.given is None or not self.given <= insert.columns
@@ -53,10 +51,12 @@ class Disturbed:
     def is_unchecked(self, insert: Write) -> bool:
         return self._tables[insert.name].is_unchecked
 
-    def needs_recheck(self, insert: Write) -> bool:
-        """Tell whether the INSERT draws from a sequence that may no longer be in sync."""
+    def needs_recheck(self, insert: Write, *, is_leading: bool) -> bool:
+        """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
         table = self._tables.get(insert.name)
-        return table is not None and table.is_disturbed_for(insert)
+        return table is not None and (
+            table.is_unchecked or (is_leading and table.is_disturbed_for(insert))
+        )
 
     def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
         """Remember what a check found: the columns that are fed, and how many draws are free."""

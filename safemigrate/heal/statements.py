@@ -54,6 +54,9 @@ READING = frozenset(
 )
 # Statements that may hold others within themselves.
 NESTING = frozenset("with explain prepare merge copy create".split())
+# Statements that insert themselves, unless one of these may make room for the row first.
+INSERTING = frozenset("insert with merge".split())
+REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -72,11 +75,16 @@ class Write:
 
 @dataclass(frozen=True)
 class Heads:
-    """The INSERTs and UPDATEs that a text holds, and whether it may insert at all."""
+    """The INSERTs and UPDATEs that a text holds, and whether it may insert at all.
+
+    ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
+    the first statement, if it is not merely explained, prepared or written into a function.
+    """
 
     inserts: tuple[Write, ...] = ()
     updates: tuple[Write, ...] = ()
     may_insert: bool = True
+    leading: frozenset[Write] = frozenset()
 
 
 NOTHING = Heads(may_insert=False)
@@ -91,8 +99,9 @@ def read(sql: str) -> Heads:
 def _read(sql: str) -> Heads:
     inserts: dict[Write, None] = {}
     updates: dict[Write, None] = {}
+    leading: frozenset[Write] = frozenset()
     may_insert = False
-    for verb, start in _starts(sql):
+    for place, (verb, start) in enumerate(_starts(sql)):
         if verb == "insert":
             inserts.update(dict.fromkeys(_inserts(sql, start)))
         elif verb == "update":
@@ -101,9 +110,11 @@ def _read(sql: str) -> Heads:
             inserts.update(dict.fromkeys(_nested_inserts(sql, start)))
             updates.update(dict.fromkeys(_nested_updates(sql, start)))
         may_insert |= _may_insert(verb, sql, start)
+        if place == 0 and _inserts_at_once(verb, sql, start):
+            leading = frozenset(inserts)
     if not (inserts or updates or may_insert):
         return NOTHING
-    return Heads(tuple(inserts), tuple(updates), may_insert)
+    return Heads(tuple(inserts), tuple(updates), may_insert, leading)
 
 
 _read_and_remember = lru_cache(maxsize=512)(_read)
@@ -171,6 +182,10 @@ def _may_insert(verb: str, sql: str, start: int) -> bool:
         return verb not in READING
     call = CALL.match(sql, start)
     return call is not None and (call[1] is not None or not FROM.search(sql, call.end()))
+
+
+def _inserts_at_once(verb: str, sql: str, start: int) -> bool:
+    return verb == "insert" or (verb in INSERTING and not REMOVAL.search(sql, start))
 
 
 def _unquoted(name: str) -> str:

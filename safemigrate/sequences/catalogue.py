@@ -296,10 +296,14 @@ own AS MATERIALIZED (
 SELECT f.sequence, f.relation, f.attribute, f.is_bare,
        f.relation = ANY (ARRAY (SELECT l.oid FROM lineage AS l)) AS is_own,
        EXISTS (
-           SELECT FROM pg_catalog.pg_index AS i
-           WHERE i.indrelid = f.relation AND i.indkey[0] = f.attribute AND i.indnkeyatts = 1
+           SELECT FROM pg_catalog.pg_class AS c
+           JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
+           WHERE c.oid = %(oid)s AND c.oid = f.relation AND c.relkind = 'r' AND NOT c.relhasrules
+             AND i.indkey[0] = f.attribute AND i.indnkeyatts = 1
              AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
-       ) AS is_sole
+             AND NOT EXISTS (
+                 SELECT FROM pg_catalog.pg_trigger AS g
+                 WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7)) AS is_sole
 FROM (SELECT * FROM own UNION {FEEDS_OF_SEQUENCES}) AS f
 ORDER BY f.sequence, f.relation, f.attribute
 """
@@ -570,7 +574,8 @@ def feeds_of_table(cursor: Cursor, oid: int) -> tuple[list[list[Feed]], dict[Pla
     """List the feeds of the sequences that an INSERT into a table draws from; tell its own.
 
     Its own are the table's columns, and those that a partition's parents, or the table beneath a
-    view, have for them; True for a column that is unique by itself, in each statement at once.
+    view, have for them. True are those where an INSERT that draws a taken value is sure to fail:
+    unique by themselves, at once, and no rule or trigger can turn the row into another.
     """
     found = cursor.rows(FEEDS_OF_TABLE, {"oid": oid})
     own = {Place(row.relation, row.attribute): row.is_sole for row in found if row.is_own}

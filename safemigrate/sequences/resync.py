@@ -146,7 +146,7 @@ RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
     SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
-    FROM {only} {table}
+    FROM ONLY {table}
     WHERE {column} {at_least} {next_value})"""
 
 
@@ -239,7 +239,6 @@ def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
             aggregate="min" if rising else "max",
             at_least=">=" if rising else "<=",
             column=key.quoted_column,
-            only="" if key.is_partitioned else "ONLY",
             table=key.quoted_table,
             next_value=finding.next_value,
             cast=key.cast,

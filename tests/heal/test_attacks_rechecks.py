@@ -138,6 +138,105 @@ CASES = [
         "INSERT INTO app_item (name) VALUES ('drawn')",
     ),
     case(
+        "deleted before the draw in one text",
+        "INSERT INTO app_item (id, name) VALUES (21, 'probe')",
+        "DELETE FROM app_item WHERE id = 21; INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
+        "moved before the draw in one text",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "UPDATE app_item SET id = 500 WHERE id = 21; INSERT INTO app_item (name) VALUES ('x')",
+    ),
+    case(
+        "deleted and drawn by one statement",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        """
+        WITH gone AS (DELETE FROM app_item WHERE id = 21 RETURNING name)
+        INSERT INTO app_item (name) SELECT name FROM gone
+        """,
+    ),
+    case(
+        "truncated before the draw in one text",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "TRUNCATE app_item; INSERT INTO app_item (name) VALUES ('first')",
+    ),
+    case(
+        "given by a trigger instead",
+        "INSERT INTO app_other (id, name) VALUES (4, 'given')",
+        "INSERT INTO app_other (name) VALUES ('numbered')",
+        "DROP TRIGGER t ON app_other",
+        "DELETE FROM app_other WHERE id = 4",
+        "INSERT INTO app_other (name) VALUES ('drawn')",
+        setup="CREATE TABLE app_other (id serial PRIMARY KEY, name text);"
+        + THREE
+        + """
+            CREATE FUNCTION numbers() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.id := NEW.id + 1000; RETURN NEW; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON app_other FOR EACH ROW
+            WHEN (NEW.name = 'numbered') EXECUTE FUNCTION numbers();
+        """,
+    ),
+    case(
+        "only explained",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "EXPLAIN INSERT INTO app_item (name) VALUES ('x')",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
+        "only written into a function",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        """
+        CREATE FUNCTION adds() RETURNS void LANGUAGE sql AS
+        $$ INSERT INTO app_item (name) VALUES ('x') $$
+        """,
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
+        "only written into a text",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "INSERT INTO app_log (name) VALUES ('done; INSERT INTO app_item (name) VALUES (1)')",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
+        "in another table by the schema that the text sets",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "SET LOCAL search_path = other; INSERT INTO app_item (name) VALUES ('x')",
+        "INSERT INTO public.app_log (name) VALUES ('after')",
+        "SET search_path = public",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+        setup="CREATE SCHEMA other; CREATE TABLE other.app_item (id serial, name text);",
+    ),
+    case(
+        "through a view to another table",
+        "INSERT INTO app_view (id, name) VALUES (21, 'given')",
+        "INSERT INTO app_view (name) VALUES ('log')",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+        setup="""
+            CREATE VIEW app_view AS SELECT id, name FROM app_item;
+            CREATE FUNCTION views() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN
+                IF NEW.id IS NULL THEN INSERT INTO app_log (name) VALUES (NEW.name);
+                ELSE INSERT INTO app_item VALUES (NEW.id, NEW.name); END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER t INSTEAD OF INSERT ON app_view FOR EACH ROW EXECUTE FUNCTION views();
+        """,
+    ),
+    case(
+        "elsewhere by a rule",
+        "INSERT INTO app_item (id, name) VALUES (21, 'given')",
+        "CREATE RULE r AS ON INSERT TO app_item DO INSTEAD INSERT INTO app_log (name) VALUES ('r')",
+        "INSERT INTO app_item (name) VALUES ('x')",
+        "DROP RULE r ON app_item",
+        "DELETE FROM app_item WHERE id = 21",
+        "INSERT INTO app_item (name) VALUES ('after')",
+    ),
+    case(
         "descending",
         "INSERT INTO app_other (id, name) VALUES (50, 'given')",
         "INSERT INTO app_other (name) VALUES ('x'), ('y')",

@@ -50,6 +50,26 @@ def test_inserts(sql: str, name: str, columns: set[str] | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sql", "leads"),
+    [
+        ("INSERT INTO tag (name) VALUES ('x')", True),
+        ("WITH x AS (SELECT 1) INSERT INTO tag (name) SELECT 'x'", True),
+        ("MERGE INTO tag USING x ON true WHEN NOT MATCHED THEN INSERT (name) VALUES ('x')", True),
+        ("WITH x AS (DELETE FROM tag RETURNING 1) INSERT INTO tag (name) SELECT 'x'", False),
+        ("INSERT INTO log VALUES ('a; INSERT INTO tag (name) VALUES (1)')", False),
+        ("DELETE FROM tag; INSERT INTO tag (name) VALUES ('x')", False),
+        ("SET search_path = x; INSERT INTO tag (name) VALUES ('x')", False),
+        ("EXPLAIN INSERT INTO tag (name) VALUES ('x')", False),
+        ("PREPARE p AS INSERT INTO tag (name) VALUES ($1)", False),
+        ("CREATE RULE r AS ON INSERT TO x DO ALSO INSERT INTO tag (name) VALUES ('x')", False),
+    ],
+)
+def test_inserts_that_find_the_table_as_it_is_now(sql: str, leads: bool) -> None:
+    heads = read(sql)
+    assert {each.name: each in heads.leading for each in heads.inserts}["tag"] is leads
+
+
+@pytest.mark.parametrize(
     ("sql", "columns"),
     [
         ('UPDATE "tag" SET "name" = %s, "x" = %s WHERE "tag"."id" = %s', {"name", "x"}),
