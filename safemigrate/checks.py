@@ -88,9 +88,7 @@ def _behind(alias: str) -> Iterator[str]:
         return
     feeds = feeds_in(connection, current_schemas(connection))
     for chunk in survey(connection, feeds):
-        yield from (
-            printable(str(finding.sequence), "utf-8") for finding in chunk if finding.is_behind
-        )
+        yield from (printable(str(finding.sequence)) for finding in chunk if finding.is_behind)
 
 
 def check_losses(
@@ -112,7 +110,7 @@ def _lost(alias: str) -> Iterator[str]:
     connection = connections[alias]
     if connection.vendor == "postgresql":
         for loss in losses(connection, needs_of_apps(connection), current_schemas(connection)):
-            yield printable(f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})", "utf-8")
+            yield printable(f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ class ResyncSequences(Operation):
         pass
 
     def describe(self) -> str:
-        names = printable(", ".join(self.names), "utf-8")
+        names = printable(", ".join(self.names))
         return f"Resync the sequences of {names or 'all tables'}"
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 
-def printable(text: str, encoding: str = "ascii") -> str:
-    """Return ``text`` with escapes for what a terminal, or ``encoding``, can't show as it is.
+def printable(text: str) -> str:
+    """Return ``text`` with escapes for what a terminal would not show as a character.
 
     A line break would end a comment and begin a statement, ESC would command the terminal, and
     U+202E would reverse the text that follows it.
     """
     shown = "".join(each if each.isprintable() else _escaped(each) for each in text)
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
+def printable_ascii(text: str) -> str:
+    """Do the same for a stream whose encoding is not known."""
+    return printable(text).encode("ascii", "backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
     """Return a text of several lines, such as a driver's error, as a single one."""
-    return printable(" ".join(text.split()), "utf-8")
+    return printable(" ".join(text.split()))
 
 
 def _escaped(character: str) -> str:

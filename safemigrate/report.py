@@ -39,8 +39,7 @@ class Resync:
     def __str__(self) -> str:
         return printable(
             f"Resynced {self.schema}.{self.sequence} from {self.before} to {self.after} "
-            f"for {self.table}.{self.column}",
-            "utf-8",
+            f"for {self.table}.{self.column}"
         )
 
 
@@ -166,7 +165,7 @@ class Audience:
 
     def note(self, text: str, *, is_fatal: bool = False, is_expected: bool = False) -> None:
         """Report, once, what was found and left as it is."""
-        text = printable(text, "utf-8")
+        text = printable(text)
         if text not in self._noted:
             self._noted.add(text)
             level = logging.INFO if is_expected else logging.WARNING
@@ -176,7 +175,7 @@ class Audience:
     def explain(self, error: BaseException, text: str) -> None:
         """Attach ``text`` to ``error``, so that it is shown wherever the error ends up."""
         if text:
-            text = printable(text, "utf-8")
+            text = printable(text)
             if hasattr(error, "add_note"):
                 error.add_note(f"safemigrate: {text}")
             notes = (*_notes(error), (self.using, text))

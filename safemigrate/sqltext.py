@@ -1,13 +1,16 @@
 """What is read of a whole text: its words, and whether it is a single statement.
 
-This is only done for a statement that has failed, and by PostgreSQL's own lexical rules. sqlparse,
-which comes with Django, takes the ``\\'`` of a standard string for an escaped quote and ends a
-nested comment too early, so that a COMMIT could hide from it.
+Its words are read only of a statement that has failed, and by PostgreSQL's own lexical rules.
+sqlparse, which comes with Django, takes the ``\\'`` of a standard string for an escaped quote and
+ends a nested comment too early, so that a COMMIT could hide from it.
 """
 
 from __future__ import annotations
 
 import re
+
+# A name as it is written, quoted or not.
+NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 
 # What a semicolon may be part of without ending a statement; anything else is skipped.
 _LITERAL = re.compile(

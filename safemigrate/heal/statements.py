@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from safemigrate.sqltext import NAME
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,30 +23,29 @@ if TYPE_CHECKING:
 REMEMBERED_LENGTH = 20_000
 
 _GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
-_NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_TABLE = rf"(?P<table>{_NAME}(?:\s*\.\s*{_NAME})*)"
+_TABLE = rf"(?P<table>{NAME}(?:\s*\.\s*{NAME})*)"
 _COLUMNS = r'(?:\((?P<columns>(?:[^()"]|"[^"]*")*)\))?'
 _FLAGS = re.IGNORECASE
 
 VERB = re.compile(rf"{_GAP}*\(*(?P<verb>[a-z]+)", _FLAGS)
 INSERT = re.compile(
-    rf"insert{_GAP}+into{_GAP}+{_TABLE}(?:{_GAP}+as{_GAP}+{_NAME})?{_GAP}*{_COLUMNS}", _FLAGS
+    rf"insert{_GAP}+into{_GAP}+{_TABLE}(?:{_GAP}+as{_GAP}+{NAME})?{_GAP}*{_COLUMNS}", _FLAGS
 )
 UPDATE = re.compile(
-    rf"update{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}*\*)?(?:{_GAP}+(?:as{_GAP}+)?{_NAME})?"
+    rf"update{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}*\*)?(?:{_GAP}+(?:as{_GAP}+)?{NAME})?"
     rf"{_GAP}+set(?P<set>{_GAP}+|(?=\())",
     _FLAGS,
 )
 MERGE = re.compile(rf"merge{_GAP}+into{_GAP}+(?:only{_GAP}+)?{_TABLE}", _FLAGS)
 MERGED_INSERT = re.compile(rf"then{_GAP}+insert{_GAP}*{_COLUMNS}", _FLAGS)
 MERGED_UPDATE = re.compile(rf"then{_GAP}+update{_GAP}+set{_GAP}+", _FLAGS)
-ASSIGNMENT = re.compile(rf"(?:({_NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=")
+ASSIGNMENT = re.compile(rf"(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=")
 FURTHER_ASSIGNMENT = re.compile(rf",{_GAP}*{ASSIGNMENT.pattern}")
-NAME = re.compile(_NAME)
+NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
 # A SELECT of a function alone, or from one: it may do anything.
-CALL = re.compile(rf"select{_GAP}+(\*{_GAP}+from{_GAP}+)?{_NAME}(?:\.{_NAME})*\(", _FLAGS)
+CALL = re.compile(rf"select{_GAP}+(\*{_GAP}+from{_GAP}+)?{NAME}(?:\.{NAME})*\(", _FLAGS)
 FROM = re.compile(r"\bfrom\b", _FLAGS)
 
 READING = frozenset(
@@ -162,19 +163,19 @@ def _nested_updates(sql: str, start: int) -> Iterator[Write]:
 
 
 def _write(table: str, columns: frozenset[str] | None) -> Write:
-    return Write(table, _unquoted(NAME.findall(table)[-1]), columns)
+    return Write(table, _unquoted(NAMES.findall(table)[-1]), columns)
 
 
 def _columns(written: str | None) -> frozenset[str] | None:
     if written is None or QUERY.match(written):
         return None
-    return frozenset(map(_unquoted, NAME.findall(written)))
+    return frozenset(map(_unquoted, NAMES.findall(written)))
 
 
 def _assigned(sql: str, start: int) -> frozenset[str]:
     matches = [ASSIGNMENT.match(sql, start), *FURTHER_ASSIGNMENT.finditer(sql, start)]
     names = (name for match in matches if match for name in (match[1] or match[2],))
-    return frozenset(_unquoted(each) for name in names for each in NAME.findall(name))
+    return frozenset(_unquoted(each) for name in names for each in NAMES.findall(name))
 
 
 def _may_insert(verb: str, sql: str, start: int) -> bool:

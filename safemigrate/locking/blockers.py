@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error
 
 from safemigrate import driver
-from safemigrate.printing import printable
+from safemigrate.printing import printable_ascii
 from safemigrate.report import LockWait
 
 from .holder import head
@@ -119,13 +119,13 @@ def lock_wait(using: str, row: Any) -> LockWait:
     """Make a record of a row of WHO_BLOCKS, with no value in it, and nothing a terminal obeys."""
     return LockWait(
         using=using,
-        relation=printable(row.relation),
+        relation=printable_ascii(row.relation),
         mode=row.mode,
         pid=row.pid,
-        role=printable(row.role),
-        application_name=printable(row.application_name),
+        role=printable_ascii(row.role),
+        application_name=printable_ascii(row.application_name),
         client=row.client,
         transaction_age=row.transaction_age,
         state=row.state,
-        statement=printable(head(row.query)) if row.state else "",
+        statement=printable_ascii(head(row.query)) if row.state else "",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from safemigrate.sqltext import words_of_one_statement
+from safemigrate.sqltext import NAME, words_of_one_statement
 
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 # They may have committed a part of what they do.
 MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback start".split())
 
-NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 CREATE_INDEX = re.compile(
     rf"""\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
          \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)""",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from safemigrate.printing import printable
+from safemigrate.printing import printable_ascii
 
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor
@@ -94,7 +94,7 @@ class Holder:
         return self.host or "its host"
 
     def __str__(self) -> str:
-        return printable(self._run() if self.token else self._session())
+        return printable_ascii(self._run() if self.token else self._session())
 
     def _run(self) -> str:
         since = f", since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""

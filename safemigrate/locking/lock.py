@@ -35,7 +35,7 @@ from safemigrate import driver
 from safemigrate.locking.holder import Holder, holder_of, hostname, name_of_run
 from safemigrate.locking.wait import Telling, dial, first_line, twin, within
 from safemigrate.locking.watching import on_connecting, watching
-from safemigrate.printing import printable
+from safemigrate.printing import printable_ascii
 from safemigrate.report import logger
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class LockUnavailableError(LockError):
     def __init__(self, alias: str, reason: BaseException | None) -> None:
         super().__init__(
             f'Could not take the migration lock of database "{alias}": '
-            f"{printable(first_line(reason))}\n"
+            f"{printable_ascii(first_line(reason))}\n"
             "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. The "
             "limit may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
             "If no other run is under way, use --no-lock."
@@ -77,7 +77,7 @@ class LockTimeoutError(LockError):
         super().__init__(
             f'Gave up after {patience:g} s: the migration lock of database "{alias}" is held by '
             f"{holder}.\n"
-            f"Wait longer with --lock-wait. {printable(holder.advice())} "
+            f"Wait longer with --lock-wait. {printable_ascii(holder.advice())} "
             "With --no-lock, two runs would migrate at once."
         )
 
@@ -350,7 +350,7 @@ class _Lock:
     def _sentence(self, state: RetryCallState) -> str:
         error = state.outcome.exception() if state.outcome else None
         why = first_line(error.__cause__) if error else f"held by {self.rival}"
-        return printable(
+        return printable_ascii(
             f"Waiting up to {self.patience:g} s for the migration lock of database "
             f'"{self.alias}": {why}'
         )
@@ -458,7 +458,7 @@ class _Lock:
             holder = self._ask()
             why = f"and is held by {holder}" if holder else ""
         except Error as error:
-            why = f"and could not be taken again: {printable(first_line(error))}"
+            why = f"and could not be taken again: {printable_ascii(first_line(error))}"
         self.is_given_up = bool(why)
         logger.warning(
             'The migration lock of database "%s" was lost (%s) %s',

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from safemigrate.management.losses import usage
-from safemigrate.printing import printable
 from safemigrate.sequences.catalogue import Hinders
 from safemigrate.sequences.state import Status, sign_of
 
@@ -85,8 +84,3 @@ def advice_of(finding: Finding) -> list[str]:
 def new_next_value(finding: Finding) -> int | None:
     moved_to = finding.moved_to
     return None if moved_to is None else moved_to + finding.sequence.increment
-
-
-def shown(text: str) -> str:
-    """Return a text with names in it as it may be printed."""
-    return printable(text, "utf-8")

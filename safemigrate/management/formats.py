@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
+from safemigrate.printing import printable
 from safemigrate.sequences.expected import percent_used
 from safemigrate.sequences.state import Status
 
 from . import losses
-from .findings import new_next_value, obstacles_of, reasons_of, shown
+from .findings import new_next_value, obstacles_of, reasons_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ def sql_lines(finding: Finding) -> Iterator[str]:
 
 def comment(text: str) -> str:
     """Return ``text`` as SQL's comment of one line, whatever it holds."""
-    return f"-- {shown(text)}"
+    return f"-- {printable(text)}"
 
 
 class Json(Format):
@@ -128,5 +129,5 @@ def _document(finding: Finding) -> dict[str, Any]:
 
 def annotation(finding: Finding) -> str:
     """Return GitHub's command for a warning on the page of a workflow's run."""
-    text = shown(str(finding)).replace("%", "%25")
+    text = printable(str(finding)).replace("%", "%25")
     return f"::warning title=Sequence behind::{text}"

@@ -91,5 +91,4 @@ def usage(finding: Finding) -> str:
     end = sequence.highest if sequence.increment > 0 else sequence.lowest
     return printable(
         f"{sequence}: nearly used up; {percent} % of its values are gone, the last is {end}",
-        "utf-8",
     )

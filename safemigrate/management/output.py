@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from django.core.management.base import OutputWrapper
-
-# After so many seconds someone at a terminal wants to know what goes on.
-PATIENCE = 2.0
-
-
-@contextmanager
-def saying_if_slow(text: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell ``text`` if the block is not over after :data:`PATIENCE`."""
-    timer = threading.Timer(PATIENCE, tell, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class Lines:

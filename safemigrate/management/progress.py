@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import Timer
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 # After so many seconds one wants to know, and every so many seconds it is kept up to date.
 PATIENCE = 2.0
@@ -35,3 +40,15 @@ class Progress:
         self._stream.write(f"\r{text.ljust(len(self._shown))}\r", style_func=str, ending="")
         self._stream.flush()
         self._shown = text
+
+
+@contextmanager
+def saying_if_slow(text: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell ``text`` if the block is not over after :data:`PATIENCE`."""
+    timer = Timer(PATIENCE, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

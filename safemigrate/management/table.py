@@ -6,8 +6,10 @@ from itertools import zip_longest
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from safemigrate.printing import printable
+
 from . import losses
-from .findings import advice_of, is_short, new_next_value, reasons_of, shown
+from .findings import advice_of, is_short, new_next_value, reasons_of
 from .formats import Format
 
 if TYPE_CHECKING:
@@ -97,8 +99,8 @@ class Table(Format):
     def _remedies(self) -> Iterator[str]:
         told = self._left if self.verbosity > 1 else self._left[:REMEDIES]
         for finding in told:
-            yield shown(f"{finding.sequence} {self._what_of(finding)}: {reasons_of(finding)}")
-            yield from (shown(f"  {advice}") for advice in advice_of(finding))
+            yield printable(f"{finding.sequence} {self._what_of(finding)}: {reasons_of(finding)}")
+            yield from (printable(f"  {advice}") for advice in advice_of(finding))
         if more := len(self._left) - len(told):
             yield f"{more} more could not be checked or moved; --verbosity 2 says why."
 
@@ -117,8 +119,8 @@ def _cells(finding: Finding) -> Cells:
     elif is_short(finding):
         outcome = "short of headroom"
     return (
-        shown(str(sequence)),
-        ", ".join(shown(str(key).removeprefix(here)) for key in sequence.keys),
+        printable(str(sequence)),
+        ", ".join(printable(str(key).removeprefix(here)) for key in sequence.keys),
         "" if finding.next_value is None else str(finding.next_value),
         "" if finding.largest is None else str(finding.largest),
         outcome,

@@ -12,20 +12,13 @@ import pytest
 from django.db import migrations
 
 from tests.support.databases import execute
+from tests.support.texts import ADD_ITEM, LOG_ITEM
 
 if TYPE_CHECKING:
     from tests.support.project import Law, Project
 
 pytestmark = pytest.mark.attack
 
-ADD_ITEM = """
-    CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
-    $$ INSERT INTO public.app_item (name) VALUES (x) RETURNING id $$;
-"""
-LOG_ITEM = """
-    CREATE FUNCTION log_item() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN INSERT INTO app_item (name) VALUES ('logged'); RETURN coalesce(NEW, OLD); END $$;
-"""
 ITEMS = "SELECT 'new ' || n FROM generate_series(1, 3) AS n"
 
 

@@ -14,19 +14,14 @@ from django.db.models.signals import post_migrate, pre_migrate
 from safemigrate.signals import sequence_resynced
 from tests.support.databases import behind, execute, locked, put_behind, rows, value
 from tests.support.project import Law, Project, run_python
+from tests.support.texts import ADD_ITEM, LOG_ITEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.attack
 
-ADD_ITEM = """
-    CREATE FUNCTION add_item(x text) RETURNS bigint LANGUAGE sql AS
-    $$ INSERT INTO public.app_item (name) VALUES (x) RETURNING id $$;
-"""
-LOG_ITEM = """
-    CREATE FUNCTION log_item() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN INSERT INTO app_item (name) VALUES ('logged'); RETURN coalesce(NEW, OLD); END $$;
+LOG_CHANGE = """
     CREATE TRIGGER t AFTER UPDATE OR DELETE ON app_log FOR EACH ROW EXECUTE FUNCTION log_item();
 """
 
@@ -107,7 +102,7 @@ def heard(signal: Any, receiver: Callable[..., None]) -> Iterator[None]:
 def test_a_receiver_of_migrates_signals_that_writes(
     filled: Project, law: Law, signal: Any, planned: bool, write: Callable[[], None]
 ) -> None:
-    execute(ADD_ITEM + LOG_ITEM)
+    execute(ADD_ITEM + LOG_ITEM + LOG_CHANGE)
     execute("INSERT INTO auth_group (name) VALUES ('a'), ('b')")
     if planned:
         filled.migration(migrations.RunSQL("INSERT INTO app_log (name) VALUES ('x')"))

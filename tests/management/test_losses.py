@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from django.core.checks import run_checks
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 from django.db import connections
 
 from safemigrate.checks import check_losses
 from tests.support.databases import binding, execute, value
+from tests.support.runs import resyncsequences
 
 if TYPE_CHECKING:
     from tests.support.project import Project
@@ -33,17 +33,6 @@ def lost(project: Project) -> None:
     execute(LOSE)
 
 
-def resync(*args: str, status: int = 0, **options: Any) -> str:
-    out = io.StringIO()
-    code = 0
-    try:
-        call_command("resyncsequences", *args, no_color=True, **{"stdout": out, **options})
-    except SystemExit as left:
-        code = int(str(left.code))
-    assert code == status, out.getvalue()
-    return out.getvalue()
-
-
 KEY = """\
 public.auth_user_groups.id: lost key; it has no primary key or valid unique index
   type: SELECT id, pg_catalog.count(*) FROM public.auth_user_groups GROUP BY id \
@@ -53,45 +42,45 @@ HAVING pg_catalog.count(*) > 1 OR id IS NULL;
 
 
 def test_check(lost: None) -> None:
-    assert resync("--check", status=1) == (
+    assert resyncsequences("--check", status=1) == (
         "7 sequences feed a key: 7 in sync.\n"
         "public.auth_group.id: lost default; it has no default or identity\n"
         "  type: python manage.py resyncsequences --restore-defaults\n" + KEY
     )
-    assert resync("--check", verbosity=0, status=1) == ""
-    assert resync("contenttypes", "--check") == "1 sequence feeds a key: 1 in sync.\n"
+    assert resyncsequences("--check", verbosity=0, status=1) == ""
+    assert resyncsequences("contenttypes", "--check") == "1 sequence feeds a key: 1 in sync.\n"
 
 
 def test_restore(lost: None) -> None:
-    assert resync("--restore-defaults", status=1) == (
+    assert resyncsequences("--restore-defaults", status=1) == (
         "public.auth_group.id: lost default; it has no default or identity; restored\n"
         "8 sequences feed a key: 8 in sync.\n" + KEY
     )
     assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 8
     execute("ALTER TABLE auth_user_groups ADD PRIMARY KEY (id)")
-    assert resync("--restore-defaults") == "8 sequences feed a key: 8 in sync.\n"
+    assert resyncsequences("--restore-defaults") == "8 sequences feed a key: 8 in sync.\n"
 
 
 def test_restore_of_an_app(lost: None) -> None:
-    resync("contenttypes", "--restore-defaults")
+    resyncsequences("contenttypes", "--restore-defaults")
     assert not value(IS_IDENTITY, ["auth_group"])
-    assert "restored" not in resync("auth", "--restore-defaults", verbosity=0, status=1)
+    assert "restored" not in resyncsequences("auth", "--restore-defaults", verbosity=0, status=1)
     assert value(IS_IDENTITY, ["auth_group"])
 
 
 def test_dry_run(lost: None) -> None:
-    printed = resync("--dry-run")
+    printed = resyncsequences("--dry-run")
     assert "\nALTER" not in printed
-    printed = resync("--dry-run", "--restore-defaults")
+    printed = resyncsequences("--dry-run", "--restore-defaults")
     assert not value(IS_IDENTITY, ["auth_group"])
     assert "-- ALTER TABLE public.auth_user_groups ADD PRIMARY KEY (id);\n" in printed
     execute(printed)
     assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 8
-    resync("--dry-run", "--check", status=1)
+    resyncsequences("--dry-run", "--check", status=1)
 
 
 def test_json(lost: None) -> None:
-    document = json.loads(resync("--json", status=1))
+    document = json.loads(resyncsequences("--json", status=1))
     default, key = document["lost"]
     assert {name: default[name] for name in ("schema", "table", "column", "status")} == {
         "schema": "public",
@@ -102,7 +91,7 @@ def test_json(lost: None) -> None:
     assert (key["table"], key["status"], len(key["sql"])) == ("auth_user_groups", "lost key", 2)
     assert [
         each["status"]
-        for each in json.loads(resync("--json", "--restore-defaults", status=1))["lost"]
+        for each in json.loads(resyncsequences("--json", "--restore-defaults", status=1))["lost"]
     ] == ["lost key"]
 
 
@@ -111,7 +100,7 @@ def test_one_that_is_locked(lost: None, database: str, monkeypatch: pytest.Monke
     execute("ALTER TABLE django_content_type ALTER id DROP IDENTITY")
     with binding("other", database), connections["other"].cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE auth_group IN SHARE MODE")
-        printed = resync("--restore-defaults", status=1)
+        printed = resyncsequences("--restore-defaults", status=1)
     assert "identity; not restored: canceling statement due to lock timeout" in printed
     assert (
         "django_content_type.id: lost default; it has no default or identity; restored" in printed
@@ -126,7 +115,7 @@ def test_rows_without_a_key(lost: None) -> None:
         "CREATE TABLE copy AS TABLE auth_group; INSERT INTO copy (name) VALUES ('none'); "
         "DROP TABLE auth_group CASCADE; ALTER TABLE copy RENAME TO auth_group"
     )
-    printed = resync("--restore-defaults", status=1)
+    printed = resyncsequences("--restore-defaults", status=1)
     assert 'not restored: column "id" of relation "auth_group" contains null values' in printed
     assert "  type: SELECT id, pg_catalog.count(*) FROM public.auth_group GROUP BY id " in printed
 
@@ -136,15 +125,15 @@ def test_of_another_database(project: Project, other_database: str) -> None:
     with connections["other"].cursor() as cursor:
         cursor.execute("ALTER TABLE auth_group ALTER id DROP IDENTITY")
     command = "python manage.py resyncsequences --restore-defaults --database other"
-    assert f"  type: {command}\n" in resync("--check", database="other", status=1)
-    assert resync("--check") == "0 sequences feed a key.\n"
+    assert f"  type: {command}\n" in resyncsequences("--check", database="other", status=1)
+    assert resyncsequences("--check") == "0 sequences feed a key.\n"
 
 
 def test_what_is_refused(lost: None) -> None:
     with pytest.raises(CommandError, match="not allowed with argument"):
-        resync("--check", "--restore-defaults")
+        resyncsequences("--check", "--restore-defaults")
     with pytest.raises(CommandError, match="No installed app with label 'nosuch'"):
-        resync("nosuch", "--restore-defaults")
+        resyncsequences("nosuch", "--restore-defaults")
 
 
 def test_nearly_used_up(project: Project) -> None:
@@ -152,13 +141,13 @@ def test_nearly_used_up(project: Project) -> None:
     execute(
         "ALTER TABLE auth_group ALTER id TYPE smallint; SELECT setval('auth_group_id_seq', 26000)"
     )
-    assert resync("--check") == "8 sequences feed a key: 8 in sync.\n"
+    assert resyncsequences("--check") == "8 sequences feed a key: 8 in sync.\n"
     execute("SELECT setval('auth_group_id_seq', 27000)")
-    printed = resync("--check")
+    printed = resyncsequences("--check")
     assert printed.endswith(
         "public.auth_group_id_seq: nearly used up; 82 % of its values are gone, the last is 32767\n"
     )
-    document = json.loads(resync("--check", "--json"))
+    document = json.loads(resyncsequences("--check", "--json"))
     used = {each["sequence"]: each["percent_used"] for each in document["sequences"]}
     assert (used["auth_group_id_seq"], used["auth_user_id_seq"]) == (82, 0)
 

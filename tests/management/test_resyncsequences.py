@@ -21,7 +21,7 @@ from safemigrate.management import table as layout
 from safemigrate.sequences import resync as engine
 from safemigrate.sequences import sweep as survey
 from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
-from tests.support.runs import LONG, eventually
+from tests.support.runs import LONG, eventually, resyncsequences
 from tests.support.sites import Site
 
 if TYPE_CHECKING:
@@ -38,32 +38,20 @@ TABLES = """
 """
 
 
-def resync(*args: str, status: int = 0, **options: Any) -> str:
-    """Run the command, assert its exit status, and return its stdout."""
-    out = io.StringIO()
-    code = 0
-    try:
-        call_command("resyncsequences", *args, no_color=True, **{"stdout": out, **options})
-    except SystemExit as left:
-        code = int(str(left.code))
-    assert code == status, out.getvalue()
-    return out.getvalue()
-
-
 @pytest.fixture
 def tables(database: str) -> None:
     execute(TABLES)
 
 
 def test_the_table(tables: None) -> None:
-    assert resync() == (
+    assert resyncsequences() == (
         "  Sequence           Column  Next value  Largest key\n"
         "  public.ill_id_seq  ill.id           1            7  resynced to 8\n"
         "2 sequences feed a key: 1 in sync, 1 behind and resynced.\n"
     )
     assert next_value("ill_id_seq") == 8
-    assert resync() == "2 sequences feed a key: 2 in sync.\n"
-    assert resync(verbosity=2) == (
+    assert resyncsequences() == "2 sequences feed a key: 2 in sync.\n"
+    assert resyncsequences(verbosity=2) == (
         "  Sequence            Column   Next value  Largest key\n"
         "  public.ill_id_seq   ill.id            8            7  in sync\n"
         "  public.well_id_seq  well.id           2            1  in sync\n"
@@ -72,19 +60,19 @@ def test_the_table(tables: None) -> None:
 
 
 def test_check(tables: None) -> None:
-    assert resync("--check", status=1) == (
+    assert resyncsequences("--check", status=1) == (
         "  Sequence           Column  Next value  Largest key\n"
         "  public.ill_id_seq  ill.id           1            7  behind\n"
         "2 sequences feed a key: 1 in sync, 1 behind.\n"
         "To move what is behind: python manage.py resyncsequences\n"
     )
     assert next_value("ill_id_seq") == 1
-    resync(verbosity=0)
-    assert resync("--check", verbosity=0) == ""
+    resyncsequences(verbosity=0)
+    assert resyncsequences("--check", verbosity=0) == ""
 
 
 def test_dry_run(tables: None) -> None:
-    printed = resync("--dry-run")
+    printed = resyncsequences("--dry-run")
     assert printed == (
         "-- Sequence public.ill_id_seq is behind public.ill.id (next value 1, largest key 7)\n"
         "SELECT pg_catalog.setval('public.ill_id_seq', 7) "
@@ -92,7 +80,7 @@ def test_dry_run(tables: None) -> None:
         "-- 2 sequences feed a key: 1 in sync, 1 behind.\n"
     )
     assert next_value("ill_id_seq") == 1
-    resync("--dry-run", "--check", status=1)
+    resyncsequences("--dry-run", "--check", status=1)
     execute(printed)
     assert next_value("ill_id_seq") == 8
     execute("SELECT setval('ill_id_seq', 70)")
@@ -101,7 +89,7 @@ def test_dry_run(tables: None) -> None:
 
 
 def test_json(tables: None) -> None:
-    document = json.loads(resync("--json"))
+    document = json.loads(resyncsequences("--json"))
     assert document == {
         "database": "default",
         "vendor": "postgresql",
@@ -141,22 +129,22 @@ def test_json(tables: None) -> None:
 
 
 def test_headroom(tables: None) -> None:
-    assert json.loads(resync("--json", "--headroom", "100"))["summary"]["resynced"] == 2
+    assert json.loads(resyncsequences("--json", "--headroom", "100"))["summary"]["resynced"] == 2
     assert (next_value("ill_id_seq"), next_value("well_id_seq")) == (108, 102)
-    assert json.loads(resync("--json", "--headroom", "100"))["summary"]["in sync"] == 2
-    assert resync("--check", "--headroom", "101", status=1) == (
+    assert json.loads(resyncsequences("--json", "--headroom", "100"))["summary"]["in sync"] == 2
+    assert resyncsequences("--check", "--headroom", "101", status=1) == (
         "  Sequence            Column   Next value  Largest key\n"
         "  public.ill_id_seq   ill.id          108            7  short of headroom\n"
         "  public.well_id_seq  well.id         102            1  short of headroom\n"
         "2 sequences feed a key: 2 with fewer than 101 values free.\n"
         "To move what is behind: python manage.py resyncsequences --headroom 101\n"
     )
-    assert resync("--headroom", "101").endswith(
+    assert resyncsequences("--headroom", "101").endswith(
         "2 sequences feed a key: 2 moved to leave 101 values free.\n"
     )
     for wrong in ("-1", "many"):
         with pytest.raises(CommandError, match="is not a whole number"):
-            resync(f"--headroom={wrong}")
+            resyncsequences(f"--headroom={wrong}")
 
 
 def test_schemas(tables: None) -> None:
@@ -165,14 +153,16 @@ def test_schemas(tables: None) -> None:
         execute(
             f"CREATE TABLE {schema}.t (id serial PRIMARY KEY); INSERT INTO {schema}.t VALUES (1)"
         )
-    listed = json.loads(resync("--json", "--check", "--schema", "B b", "--schema", "c", status=1))
+    listed = json.loads(
+        resyncsequences("--json", "--check", "--schema", "B b", "--schema", "c", status=1)
+    )
     assert [each["schema"] for each in listed["sequences"]] == ["B b", "c"]
-    listed = json.loads(resync("--json", "--check", "--all-schemas", status=1))
+    listed = json.loads(resyncsequences("--json", "--check", "--all-schemas", status=1))
     assert [each["schema"] for each in listed["sequences"]] == ["B b", "c", "public", "public"]
-    resync("--schema", "c")
+    resyncsequences("--schema", "c")
     assert (next_value("c.t_id_seq"), next_value("ill_id_seq")) == (2, 1)
     execute("SET search_path = 'B b', c")
-    listed = json.loads(resync("--json", "--check", status=1))
+    listed = json.loads(resyncsequences("--json", "--check", status=1))
     assert [each["schema"] for each in listed["sequences"]] == ["B b", "c"]
 
 
@@ -183,7 +173,7 @@ def test_apps(project: Project) -> None:
     execute("INSERT INTO auth_group VALUES (1, 'a')")
     execute("INSERT INTO auth_group_permissions VALUES (1, 1, 1)")
     put_behind()
-    listed = json.loads(resync("auth", "contenttypes", json=True))
+    listed = json.loads(resyncsequences("auth", "contenttypes", json=True))
     assert {(each["sequence"], each["status"]) for each in listed["sequences"]} == {
         ("auth_group_id_seq", "resynced"),
         ("auth_group_permissions_id_seq", "resynced"),
@@ -194,12 +184,12 @@ def test_apps(project: Project) -> None:
         ("django_content_type_id_seq", "resynced"),
     }
     assert next_value("ill_id_seq") == next_value("django_migrations_id_seq") == 1
-    resync()
+    resyncsequences()
     assert behind() == []
 
 
 def test_database(tables: None, other_database: str) -> None:
-    assert resync("--database", "other") == "0 sequences feed a key.\n"
+    assert resyncsequences("--database", "other") == "0 sequences feed a key.\n"
     assert next_value("ill_id_seq") == 1
 
 
@@ -219,7 +209,7 @@ def test_database(tables: None, other_database: str) -> None:
 )
 def test_what_is_refused(tables: None, args: list[str], message: str) -> None:
     with pytest.raises(CommandError, match=message) as refused:
-        resync(*args)
+        resyncsequences(*args)
     assert refused.value.returncode in (1, 2)  # argparse's own are Django's when called
     assert next_value("ill_id_seq") == 1
 
@@ -231,14 +221,14 @@ def test_other_vendors(database: str) -> None:
     sqlite = DatabaseWrapper({**connection.settings_dict, "NAME": ":memory:"}, "other")
     postgresql, connections["other"] = connections["other"], sqlite
     try:
-        assert resync(database="other") == (
+        assert resyncsequences(database="other") == (
             "SQLite has no sequences that could be behind: nothing to do.\n"
         )
-        assert resync(database="other", dry_run=True).startswith("-- SQLite has no")
+        assert resyncsequences(database="other", dry_run=True).startswith("-- SQLite has no")
         with pytest.raises(CommandError, match="No installed app with label 'nosuch'"):
-            resync("nosuch", database="other")
-        assert resync(database="other", verbosity=0) == ""
-        assert json.loads(resync(database="other", json=True))["sequences"] == []
+            resyncsequences("nosuch", database="other")
+        assert resyncsequences(database="other", verbosity=0) == ""
+        assert json.loads(resyncsequences(database="other", json=True))["sequences"] == []
     finally:
         connections["other"] = postgresql
 
@@ -255,7 +245,7 @@ def locked(database: str, table: str) -> Iterator[None]:
 def test_one_locked_table_does_not_stop_the_rest(tables: None, database: str) -> None:
     execute("CREATE TABLE taken (id serial PRIMARY KEY); INSERT INTO taken VALUES (5)")
     with locked(database, "taken"):
-        printed = resync(status=3)
+        printed = resyncsequences(status=3)
     assert printed == (
         "  Sequence             Column    Next value  Largest key\n"
         "  public.ill_id_seq    ill.id             1            7  resynced to 8\n"
@@ -277,8 +267,8 @@ def test_progress_on_a_terminal(tables: None, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(progress, "PATIENCE", 0)
     monkeypatch.setattr(progress, "PAUSE", 0)
     terminal, file = Terminal(), io.StringIO()
-    resync("--check", stderr=terminal, status=1)
-    resync("--check", stderr=file, status=1)
+    resyncsequences("--check", stderr=terminal, status=1)
+    resyncsequences("--check", stderr=file, status=1)
     shown = terminal.getvalue().split("\r")
     assert shown[1:4:2] == ["Checked 1 of 2 sequences", "Checked 2 of 2 sequences"]
     assert set(shown[5]) == {" "}
@@ -289,7 +279,7 @@ def test_progress_on_a_terminal(tables: None, monkeypatch: pytest.MonkeyPatch) -
 def test_a_short_check_shows_no_progress(tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 1_000)
     terminal = Terminal()
-    resync("--check", stderr=terminal, status=1)
+    resyncsequences("--check", stderr=terminal, status=1)
     assert terminal.getvalue() == ""
 
 
@@ -326,8 +316,8 @@ def test_one_table(tables: None) -> None:
     execute('CREATE SCHEMA s; CREATE TABLE s."Two Words" (id serial PRIMARY KEY)')
     execute('INSERT INTO s."Two Words" VALUES (4)')
     for name in ("well", "public.well", '"public"."well"'):
-        assert resync("--table", name) == "1 sequence feeds a key: 1 in sync.\n"
-    listed = json.loads(resync("--table", 's."Two Words"', "--table", "ill", json=True))
+        assert resyncsequences("--table", name) == "1 sequence feeds a key: 1 in sync.\n"
+    listed = json.loads(resyncsequences("--table", 's."Two Words"', "--table", "ill", json=True))
     assert [each["sequence"] for each in listed["sequences"]] == ["Two Words_id_seq", "ill_id_seq"]
     assert next_value("ill_id_seq") == 8
 
@@ -341,12 +331,12 @@ def test_what_to_type_next(tables: None) -> None:
         ["--table", "ill", "--force", "--scan"],
     ):
         put_behind()
-        said = resync("--check", *args, status=1).splitlines()[-1]
+        said = resyncsequences("--check", *args, status=1).splitlines()[-1]
         typed = shlex.split(said.partition(": ")[2])
         assert typed[:3] == ["python", "manage.py", "resyncsequences"]
-        assert "resynced" in resync(*typed[3:])
-    resync()
-    assert "To move" not in resync("--check")
+        assert "resynced" in resyncsequences(*typed[3:])
+    resyncsequences()
+    assert "To move" not in resyncsequences("--check")
 
 
 def test_a_document_is_printed_whatever_is_wrong(database: str) -> None:
@@ -362,33 +352,33 @@ def test_a_document_is_printed_whatever_is_wrong(database: str) -> None:
 
 def test_nothing_to_type_where_nothing_would_be_moved(tables: None) -> None:
     execute("INSERT INTO ill VALUES (2100000000)")
-    printed = resync("--check", status=1)
+    printed = resyncsequences("--check", status=1)
     assert "public.ill_id_seq is behind and would not be moved: moving past the" in printed
     assert "left alone" not in printed
     assert "To move" not in printed
-    assert "public.ill_id_seq is behind and was not moved: moving" in resync(status=1)
+    assert "public.ill_id_seq is behind and was not moved: moving" in resyncsequences(status=1)
 
 
 def test_an_app_without_tables(project: Project) -> None:
-    assert resync("safemigrate") == (
+    assert resyncsequences("safemigrate") == (
         "The app 'safemigrate' has no tables in this database.\n0 sequences feed a key.\n"
     )
-    assert resync("auth").startswith("The app 'auth' has no tables in this database.\n")
-    assert resync("auth", dry_run=True).startswith("-- The app 'auth' has no tables")
-    assert json.loads(resync("auth", json=True))["sequences"] == []
+    assert resyncsequences("auth").startswith("The app 'auth' has no tables in this database.\n")
+    assert resyncsequences("auth", dry_run=True).startswith("-- The app 'auth' has no tables")
+    assert json.loads(resyncsequences("auth", json=True))["sequences"] == []
 
 
 def test_no_schema_is_current(tables: None) -> None:
     execute("SET search_path = nosuch")
     with pytest.raises(CommandError, match="No schema is current"):
-        resync()
+        resyncsequences()
 
 
 def test_unjudged_ones_are_for_those_who_ask(tables: None) -> None:
     execute("ALTER SEQUENCE ill_id_seq CYCLE")
-    assert resync() == "2 sequences feed a key: 1 in sync, 1 not judged.\n"
-    assert resync(dry_run=True) == "-- 2 sequences feed a key: 1 in sync, 1 not judged.\n"
-    printed = resync(verbosity=2)
+    assert resyncsequences() == "2 sequences feed a key: 1 in sync, 1 not judged.\n"
+    assert resyncsequences(dry_run=True) == "-- 2 sequences feed a key: 1 in sync, 1 not judged.\n"
+    printed = resyncsequences(verbosity=2)
     assert "not judged\n" in printed
     assert "public.ill_id_seq is not judged: the sequence is declared CYCLE" in printed
 
@@ -396,7 +386,7 @@ def test_unjudged_ones_are_for_those_who_ask(tables: None) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_what_somebody_has_to_decide_on_is_a_comment(tables: None, force: bool) -> None:
     execute("INSERT INTO ill VALUES (2100000000)")
-    printed = resync("--dry-run", force=force)
+    printed = resyncsequences("--dry-run", force=force)
     statements = [line for line in printed.splitlines() if not line.startswith("-- ")]
     assert len(statements) == force
     assert "SELECT pg_catalog.setval('public.ill_id_seq', 2100000000)" in printed
@@ -413,7 +403,7 @@ def visitor(tables: None) -> Iterator[str]:
 
 def test_what_this_session_may_not_do_a_dba_may(visitor: str) -> None:
     execute(f"RESET ROLE; GRANT SELECT ON ill, ill_id_seq TO {visitor}; SET ROLE {visitor}")
-    printed = resync("--dry-run", "--table", "ill")
+    printed = resyncsequences("--dry-run", "--table", "ill")
     execute("RESET ROLE")
     assert f"role {visitor} may not move the sequence" in printed
     execute(printed)
@@ -421,13 +411,13 @@ def test_what_this_session_may_not_do_a_dba_may(visitor: str) -> None:
 
 
 def test_advice_comes_whole(visitor: str) -> None:
-    printed = resync("--table", "ill", status=3)
+    printed = resyncsequences("--table", "ill", status=3)
     execute("RESET ROLE")
     for line in printed.splitlines():
         if line.startswith("  GRANT"):
             execute(line)
     execute(f"SET ROLE {visitor}")
-    resync("--table", "ill")
+    resyncsequences("--table", "ill")
     execute("RESET ROLE")
     assert next_value("ill_id_seq") == 8
 
@@ -488,9 +478,9 @@ def test_nothing_printed_acts(hostile: Hostile, obstacle: str) -> None:
 def test_what_a_hostile_name_makes_of_the_dry_run(hostile: Hostile) -> None:
     for table in hostile.tables:
         execute(f"INSERT INTO {table} VALUES (2100000000)")
-    execute(f"SELECT 1;\n{resync('--dry-run', '--all-schemas')}")
+    execute(f"SELECT 1;\n{resyncsequences('--dry-run', '--all-schemas')}")
     assert {next_value(sequence) for sequence in hostile.sequences} == {1}
-    execute(resync("--dry-run", "--all-schemas", "--force"))
+    execute(resyncsequences("--dry-run", "--all-schemas", "--force"))
     assert {next_value(sequence) for sequence in hostile.sequences} == {2100000001}
     assert value("SELECT count(*) FROM pg_class WHERE relname = 'victim'") == 1
 
@@ -506,7 +496,7 @@ def test_a_line_has_at_most_120_characters(database: str) -> None:
         "CREATE TABLE plain_enough_for_one_line (id serial PRIMARY KEY);"
         "INSERT INTO plain_enough_for_one_line VALUES (1234567890)"
     )
-    printed = resync("--all-schemas", "--check", status=1)
+    printed = resyncsequences("--all-schemas", "--check", status=1)
     assert max(map(len, printed.splitlines())) <= 120
     lines = printed.splitlines()
     assert lines[1].split() == ["public.ill_id_seq", "ill.id", "1", "7", "behind"]
@@ -524,10 +514,10 @@ def test_only_the_first_remedies_are_told_unasked(
     monkeypatch.setattr(layout, "REMEDIES", 1)
     for table in ("ill", "well"):
         execute(f"INSERT INTO {table} VALUES (2100000000)")
-    printed = resync("--check", status=1)
+    printed = resyncsequences("--check", status=1)
     assert printed.count("would not be moved: ") == 1
     assert "\n1 more could not be checked or moved; --verbosity 2 says why.\n" in printed
-    assert resync("--check", status=1, verbosity=2).count("would not be moved: ") == 2
+    assert resyncsequences("--check", status=1, verbosity=2).count("would not be moved: ") == 2
 
 
 @pytest.mark.parametrize("patience", [0, 1_000])
@@ -563,17 +553,17 @@ def test_github_is_told_of_each_that_is_behind(
 ) -> None:
     err = io.StringIO()
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    resync("--check", status=1, stderr=err)
+    resyncsequences("--check", status=1, stderr=err)
     assert err.getvalue() == ""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     for options in ({"check": True}, {"dry_run": True}, {"check": True, "json": True}):
-        resync(status=int("check" in options), stderr=err, **options)
+        resyncsequences(status=int("check" in options), stderr=err, **options)
     assert err.getvalue() == 3 * (
         "::warning title=Sequence behind::Sequence public.ill_id_seq is behind public.ill.id "
         "(next value 1, largest key 7)\n"
     )
-    resync(stderr=err)
-    resync("--check", stderr=err)
+    resyncsequences(stderr=err)
+    resyncsequences("--check", stderr=err)
     assert err.getvalue().count("\n") == 3
 
 

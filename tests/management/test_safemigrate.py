@@ -294,7 +294,7 @@ def test_a_sweep_that_takes_long_is_told_of_on_a_terminal(
     is_told: bool,
 ) -> None:
     """It waits a second for the table that another session has locked."""
-    monkeypatch.setattr("safemigrate.management.output.PATIENCE", patience)
+    monkeypatch.setattr("safemigrate.management.progress.PATIENCE", patience)
     printed = stream()
     with locked("auth_group"):
         shop_to_do.migrate(command="safemigrate", stdout=printed, stderr=io.StringIO())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from django.core.management import call_command
 from django.db import connection, connections
 
 if TYPE_CHECKING:
@@ -111,3 +113,15 @@ def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
             raise result
     assert len(results) == count
     return results
+
+
+def resyncsequences(*args: str, status: int = 0, **options: Any) -> str:
+    """Run the command, assert its exit status, and return its stdout."""
+    out = io.StringIO()
+    code = 0
+    try:
+        call_command("resyncsequences", *args, no_color=True, **{"stdout": out, **options})
+    except SystemExit as left:
+        code = int(str(left.code))
+    assert code == status, out.getvalue()
+    return out.getvalue()

@@ -16,12 +16,12 @@ from safemigrate import driver
 from safemigrate.interrupt import end_by, ending_on_signals
 from safemigrate.management import losses
 from safemigrate.management.commands.safemigrate import whole_number
-from safemigrate.management.findings import Tally, shown
+from safemigrate.management.findings import Tally
 from safemigrate.management.formats import Format, Json, Sql, annotation
 from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
-from safemigrate.printing import one_line
+from safemigrate.printing import one_line, printable
 from safemigrate.sequences import expected
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import (
@@ -270,7 +270,7 @@ class Command(BaseCommand):
             for option in ("all_schemas", "scan", "force")
             if options[option]
         ]
-        return shown(shlex.join(["python", "manage.py", "resyncsequences", *words]))
+        return printable(shlex.join(["python", "manage.py", "resyncsequences", *words]))
 
     def _write(self, line: str) -> None:
         self._clear_progress()

@@ -26,8 +26,9 @@ from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.jsonreport import recording
 from safemigrate.management.locked import checking_lock
-from safemigrate.management.output import Lines, saying_if_slow
+from safemigrate.management.output import Lines
 from safemigrate.management.preflight import requiring_record
+from safemigrate.management.progress import saying_if_slow
 from safemigrate.management.unrecorded import explaining_unrecorded
 
 if TYPE_CHECKING:
