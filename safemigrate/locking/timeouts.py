@@ -52,7 +52,7 @@ SET_TRANSACTION = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 SAVEPOINT = "safemigrate_migration"
-LOCK_RECORDS = f"LOCK TABLE {MigrationRecorder.Migration._meta.db_table} IN ROW EXCLUSIVE MODE"
+LOCK_RECORDS = "LOCK TABLE {} IN ROW EXCLUSIVE MODE"
 
 # Why something is not retried.
 DONE_IN_PART = "It was not retried, because a part of it may have been committed."
@@ -328,10 +328,11 @@ class _Whole:
 
     def end(self) -> None:
         """Wait here for the table that Django records the migration in, which it does next."""
-        self.begin(LOCK_RECORDS)
+        lock = LOCK_RECORDS.format(MigrationRecorder.Migration._meta.db_table)
+        self.begin(lock)
         if driver.transaction_status(self.connection) == driver.IN_TRANSACTION:
             with driver.cursor(self.connection) as cursor:
-                cursor.execute(LOCK_RECORDS)
+                cursor.execute(lock)
 
     def undo(self) -> str:
         """Give back all that the migration has done, its locks too; or return why that can't be."""

@@ -245,24 +245,36 @@ FEEDS_OF_SEQUENCES = f"""
       AND d.deptype = 'n'
 """
 
-# All feeds of the sequences that feed a table of some schemas, or one of some tables.
+# All feeds of the sequences that feed a table of some schemas, or one of some tables. OFFSET 0 and
+# a window keep it linear: without statistics the planner would join by loops within loops.
 LISTING = f"""
-WITH feed AS MATERIALIZED (
-    SELECT DISTINCT f.* FROM ({FEEDS.format(relation="IS NOT NULL")}) AS f
-)
-SELECT f.sequence, f.relation, f.attribute, f.is_bare
-FROM feed AS f
-JOIN pg_catalog.pg_class AS s ON s.oid = f.sequence AND s.relkind = 'S'
-JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
-WHERE f.sequence IN (
-    SELECT w.sequence
-    FROM feed AS w
-    JOIN pg_catalog.pg_class AS c ON c.oid = w.relation
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE (n.nspname = ANY (%(schemas)s::pg_catalog.text[])
-           OR c.oid = ANY (%(tables)s::pg_catalog.oid[]))
-      AND NOT pg_catalog.pg_is_other_temp_schema(n.oid))
-ORDER BY sn.nspname, s.relname, f.relation, f.attribute
+SELECT l.sequence, l.relation, l.attribute, l.is_bare
+FROM (
+    SELECT f.*, s.schema AS sequence_schema, s.name AS sequence_name,
+           pg_catalog.bool_or(
+               (c.schema = ANY (%(schemas)s::pg_catalog.text[])
+                OR f.relation = ANY (%(tables)s::pg_catalog.oid[]))
+               AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)
+           ) OVER (PARTITION BY f.sequence) AS is_wanted
+    FROM (SELECT DISTINCT f.* FROM ({FEEDS.format(relation="IS NOT NULL")}) AS f OFFSET 0) AS f
+    CROSS JOIN LATERAL (
+        SELECT c.relnamespace, n.nspname AS schema
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE c.oid = f.relation
+        OFFSET 0
+    ) AS c
+    CROSS JOIN LATERAL (
+        SELECT s.relname AS name, s.relkind, n.nspname AS schema
+        FROM pg_catalog.pg_class AS s
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
+        WHERE s.oid = f.sequence
+        OFFSET 0
+    ) AS s
+    WHERE s.relkind = 'S'
+) AS l
+WHERE l.is_wanted
+ORDER BY l.sequence_schema, l.sequence_name, l.relation, l.attribute
 """
 
 # A partition reports its own name while its parent's default feeds it, and a view's INSERT draws
@@ -296,14 +308,18 @@ own AS MATERIALIZED (
 SELECT f.sequence, f.relation, f.attribute, f.is_bare,
        f.relation = ANY (ARRAY (SELECT l.oid FROM lineage AS l)) AS is_own,
        EXISTS (
-           SELECT FROM pg_catalog.pg_class AS c
-           JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
-           WHERE c.oid = %(oid)s AND c.oid = f.relation AND c.relkind = 'r' AND NOT c.relhasrules
-             AND i.indkey[0] = f.attribute AND i.indnkeyatts = 1
-             AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
-             AND NOT EXISTS (
-                 SELECT FROM pg_catalog.pg_trigger AS g
-                 WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7)) AS is_sole
+           SELECT FROM pg_catalog.pg_index AS i
+           JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid AND c.relkind = 'r'
+           WHERE i.indrelid = f.relation AND i.indkey[0] = f.attribute AND i.indnkeyatts = 1
+             AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL)
+       AND NOT EXISTS (
+           SELECT FROM lineage AS l
+           JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = l.oid AND r.ev_type = '3')
+       AND NOT EXISTS (
+           -- Before an INSERT's row, or instead of it.
+           SELECT FROM lineage AS l
+           JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = l.oid
+           WHERE NOT g.tgisinternal AND (g.tgtype & 7 = 7 OR g.tgtype & 68 = 68)) AS is_sole
 FROM (SELECT * FROM own UNION {FEEDS_OF_SEQUENCES}) AS f
 ORDER BY f.sequence, f.relation, f.attribute
 """

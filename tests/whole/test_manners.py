@@ -122,3 +122,18 @@ def test_an_old_django(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(django, "VERSION", (4, 1, 13, "final", 0))
     with pytest.raises(ImproperlyConfigured, match=r"needs Django 4\.2 or later, and this is 4\.1"):
         apps.get_app_config("safemigrate").ready()
+
+
+def test_every_module_can_be_imported_before_the_settings() -> None:
+    """A settings module may do so, and a command that builds on ours."""
+    code = (
+        "import importlib, pkgutil, safemigrate\n"
+        "for module in pkgutil.walk_packages(safemigrate.__path__, 'safemigrate.'):\n"
+        "    importlib.import_module(module.name)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
