@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext, override_settings
 
 from safemigrate import conf
 from safemigrate.checks import check_command, check_sequences
-from tests.support.databases import behind, execute, put_behind
+from tests.support.databases import behind, execute, put_behind, sqlite
 
 if TYPE_CHECKING:
     from tests.support.project import Project
@@ -149,15 +149,6 @@ def test_migrate_pays_nothing(project: Project) -> None:
 
 
 def test_other_vendors(database: str) -> None:
-    from django.db import connections
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    postgresql = connections["other"]
-    connections["other"] = DatabaseWrapper(
-        {**postgresql.settings_dict, "NAME": ":memory:"}, "other"
-    )
-    try:
+    with sqlite():
         assert check_sequences(None, databases=["other"]) == []
         assert check_sequences(None) == []
-    finally:
-        connections["other"] = postgresql

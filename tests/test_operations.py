@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import connection, connections, migrations, models
+from django.db import migrations, models
 from django.db.migrations.optimizer import MigrationOptimizer
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import OperationWriter
 from django.test import override_settings
 
 from safemigrate.operations import ResyncSequences
-from tests.support.databases import execute, next_value, put_behind, rows, value
+from tests.support.databases import execute, next_value, put_behind, rows, sqlite, value
 from tests.support.models import create, shop
 
 if TYPE_CHECKING:
@@ -160,14 +160,6 @@ def test_a_router_may_keep_it_away(project: Project) -> None:
 
 
 def test_other_vendors() -> None:
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    sqlite = DatabaseWrapper({**connection.settings_dict, "NAME": ":memory:"}, "other")
-    postgresql, connections["other"] = connections["other"], sqlite
-    try:
-        state = ProjectState()
-        with sqlite.schema_editor() as editor:
-            ResyncSequences("nosuch").database_forwards("app", editor, state, state)
-    finally:
-        sqlite.close()
-        connections["other"] = postgresql
+    state = ProjectState()
+    with sqlite() as other, other.schema_editor() as editor:
+        ResyncSequences("nosuch").database_forwards("app", editor, state, state)

@@ -77,7 +77,7 @@ def reasons_of(finding: Finding) -> str:
 def advice_of(finding: Finding) -> list[str]:
     advice = [each.advice for each in obstacles_of(finding) if each.advice]
     if finding.repair and not any(finding.repair in each for each in advice):
-        advice.append(f"{'or, ' if advice else ''}with the right to: {finding.repair}")
+        advice.append(f"{'or, ' if advice else ''}as a role that may: {finding.repair}")
     return advice
 
 

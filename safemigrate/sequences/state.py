@@ -225,7 +225,7 @@ def check(cursor: Cursor, sequences: Rows[Sequence], terms: Terms = USUAL) -> li
 
 
 def _judged(cursor: Cursor, finding: Finding, terms: Terms) -> Finding:
-    """Exempt a sequence whose numbers restart on purpose, as the data shows."""
+    """Leave a sequence unjudged whose numbers restart on purpose, as the data shows."""
     key = next((key for key in finding.sequence.keys if key.has_companions), None)
     if key is None or terms.force or not finding.is_behind or not repeats(cursor, key):
         return finding

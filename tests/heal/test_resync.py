@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
-from django.db import IntegrityError, connection, connections, models, transaction
+from django.db import IntegrityError, connections, models, transaction
 
 import safemigrate
 from safemigrate.signals import sequence_resynced
@@ -19,6 +19,7 @@ from tests.support.databases import (
     next_value,
     put_behind,
     rows,
+    sqlite,
     value,
 )
 
@@ -193,15 +194,9 @@ def test_another_database(database: str, other_database: str) -> None:
 
 
 def test_other_vendors() -> None:
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    sqlite = DatabaseWrapper({**connection.settings_dict, "NAME": ":memory:"}, "other")
-    postgresql, connections["other"] = connections["other"], sqlite
-    try:
+    with sqlite() as other:
         assert safemigrate.resync(Group, "nosuch", using="other") == []
-        assert sqlite.connection is None
-    finally:
-        connections["other"] = postgresql
+        assert other.connection is None
 
 
 def test_inside_healing_it_is_reported_there(tables: None) -> None:

@@ -10,7 +10,7 @@ from django.db import connection, migrations
 from django.test.utils import CaptureQueriesContext
 
 from safemigrate.management import preflight
-from tests.support.databases import execute, rows
+from tests.support.databases import execute, rows, sqlite
 from tests.support.models import shop
 from tests.support.project import Project, contents
 
@@ -110,16 +110,7 @@ def test_its_own_error_is_not_the_run_s(lost: Project, monkeypatch: pytest.Monke
 
 
 def test_other_vendors(database: str) -> None:
-    from django.db import connections
-    from django.db.backends.sqlite3.base import DatabaseWrapper
     from django.db.models.signals import pre_migrate
 
-    postgresql = connections["other"]
-    connections["other"] = DatabaseWrapper(
-        {**postgresql.settings_dict, "NAME": ":memory:"}, "other"
-    )
-    try:
-        with preflight.requiring_record():
-            pre_migrate.send(None, using="other", plan=[(None, False)])
-    finally:
-        connections["other"] = postgresql
+    with sqlite(), preflight.requiring_record():
+        pre_migrate.send(None, using="other", plan=[(None, False)])

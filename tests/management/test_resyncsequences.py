@@ -20,7 +20,16 @@ from safemigrate.management import progress
 from safemigrate.management import table as layout
 from safemigrate.sequences import resync as engine
 from safemigrate.sequences import sweep as survey
-from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
+from tests.support.databases import (
+    behind,
+    binding,
+    execute,
+    next_value,
+    put_behind,
+    rows,
+    sqlite,
+    value,
+)
 from tests.support.runs import LONG, eventually, resyncsequences
 from tests.support.sites import Site
 
@@ -215,12 +224,7 @@ def test_what_is_refused(tables: None, args: list[str], message: str) -> None:
 
 
 def test_other_vendors(database: str) -> None:
-    from django.db import connections
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    sqlite = DatabaseWrapper({**connection.settings_dict, "NAME": ":memory:"}, "other")
-    postgresql, connections["other"] = connections["other"], sqlite
-    try:
+    with sqlite():
         assert resyncsequences(database="other") == (
             "SQLite has no sequences that could be behind: nothing to do.\n"
         )
@@ -229,8 +233,6 @@ def test_other_vendors(database: str) -> None:
             resyncsequences("nosuch", database="other")
         assert resyncsequences(database="other", verbosity=0) == ""
         assert json.loads(resyncsequences(database="other", json=True))["sequences"] == []
-    finally:
-        connections["other"] = postgresql
 
 
 @contextmanager

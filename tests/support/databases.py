@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django.db import connection, connections
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,6 +83,20 @@ class Databases:
     def _execute(self, sql: str) -> None:
         with connections["default"]._nodb_cursor() as cursor:
             cursor.execute(sql)
+
+
+@contextmanager
+def sqlite() -> Iterator[SQLite]:
+    """Bind the alias ``other`` to a database of another vendor."""
+    connection_to_sqlite = SQLite({**connection.settings_dict, "NAME": ":memory:"}, "other")
+    postgresql, connections["other"] = connections["other"], connection_to_sqlite
+    try:
+        yield connection_to_sqlite
+    finally:
+        connections["other"] = postgresql
+        # Django's own close() keeps a database in memory.
+        if connection_to_sqlite.connection is not None:
+            connection_to_sqlite.connection.close()
 
 
 @contextmanager
