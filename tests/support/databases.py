@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.db import connection, connections
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+EMPTY = "template0"
 EVERY_KEY = """
     SELECT n.nspname, c.relname, a.attname, s.oid::regclass::text
     FROM pg_class AS s
@@ -36,6 +38,7 @@ class Databases:
         self._numbers = itertools.count()
         self._made: list[str] = []
         self._states: dict[str, str] = {}
+        self._empty: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -49,9 +52,11 @@ class Databases:
         for name in list(self._made):
             self.drop(name)
 
-    def create(self, template: str = "template0", name: str | None = None) -> str:
-        name = name or f"safemigrate_{os.getpid()}_{next(self._numbers)}"
-        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    def create(self, template: str = EMPTY, name: str | None = None) -> str:
+        if template == EMPTY and not name and self._empty:
+            return self._empty.pop()
+        name = name or self._name()
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._strategy}')
         self._made.append(name)
         return name
 
@@ -60,7 +65,7 @@ class Databases:
         self._made.remove(name)
 
     @contextmanager
-    def bound(self, alias: str, template: str = "template0") -> Iterator[str]:
+    def bound(self, alias: str, template: str = EMPTY) -> Iterator[str]:
         """Create a database and let ``alias`` mean it."""
         name = self.create(template)
         with binding(alias, name):
@@ -72,13 +77,32 @@ class Databases:
         name = connection.settings_dict["NAME"]
         if state in self._states:
             connection.close()
-            self.drop(name)
+            self._put_aside(name)
             self.create(self._states[state], name)
         else:
             make()
             connection.close()
             self._states[state] = self.create(name)
         connection.ensure_connection()
+
+    def _put_aside(self, empty: str) -> None:
+        spare = self._name()
+        self._execute(f'ALTER DATABASE "{empty}" RENAME TO "{spare}"')
+        self._made[self._made.index(empty)] = spare
+        self._empty.append(spare)
+
+    def _name(self) -> str:
+        return f"safemigrate_{os.getpid()}_{next(self._numbers)}"
+
+    @cached_property
+    def _strategy(self) -> str:
+        """Copy files, which takes half the time where nothing waits for the disk."""
+        with connections["default"]._nodb_cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('server_version_num')::int >= 150000"
+                " AND NOT current_setting('fsync')::bool"
+            )
+            return "STRATEGY file_copy" if cursor.fetchone()[0] else ""
 
     def _execute(self, sql: str) -> None:
         with connections["default"]._nodb_cursor() as cursor:
