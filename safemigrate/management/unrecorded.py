@@ -7,7 +7,7 @@ tables: ``relation "…" already exists``.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS, ProgrammingError
@@ -50,9 +50,10 @@ def explaining_unrecorded(
         yield
     except ProgrammingError as error:
         if driver.sqlstate(error) in ALREADY_THERE and plans:
-            migration = _unrecorded(connection, plans[0])
-            if migration:
-                tell(_note(migration, connection.alias))
+            # What cannot be told (a model that the migration itself renames again) gets no note.
+            with suppress(Exception):
+                if migration := _unrecorded(connection, plans[0]):
+                    tell(_note(migration, connection.alias))
         raise
     finally:
         pre_migrate.disconnect(remember)
@@ -72,7 +73,7 @@ def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None
         if is_backwards or (migration.app_label, migration.name) in loader.applied_migrations:
             continue
         apps = loader.project_state((migration.app_label, migration.name)).apps
-        added = dict(_added(migration, apps))
+        added = list(_added(migration, apps))
         return migration if added and _is_there(connection, added) else None
     return None
 
@@ -90,7 +91,7 @@ def _added(migration: Migration, apps: StateApps) -> Iterator[tuple[str, set[str
                 yield options.db_table, {column}
 
 
-def _is_there(connection: BaseDatabaseWrapper, added: dict[str, set[str]]) -> bool:
+def _is_there(connection: BaseDatabaseWrapper, added: list[tuple[str, set[str]]]) -> bool:
     introspection = connection.introspection
     with connection.cursor() as cursor:
         tables = introspection.table_names(cursor)
@@ -98,5 +99,5 @@ def _is_there(connection: BaseDatabaseWrapper, added: dict[str, set[str]]) -> bo
             table in tables
             and columns
             <= {each.name for each in introspection.get_table_description(cursor, table)}
-            for table, columns in added.items()
+            for table, columns in added
         )

@@ -1,0 +1,124 @@
+"""A migration that an earlier run committed and failed to record."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import IntegrityError, ProgrammingError, connection, migrations, models
+
+from tests.support.databases import binding, execute, put_behind, set_right
+from tests.support.models import create, shop
+
+if TYPE_CHECKING:
+    from tests.support.project import Project
+
+FAKE = "python manage.py migrate app {name} --fake"
+
+
+def note_of(project: Project, **options: Any) -> str:
+    """Run into what is already there; return stderr."""
+    err = io.StringIO()
+    with pytest.raises(ProgrammingError, match="already exists"):
+        project.migrate(command="safemigrate", stderr=err, **options)
+    return err.getvalue()
+
+
+@pytest.fixture
+def begun(project: Project) -> Project:
+    """A database of the contrib apps and the first migration of ``app``."""
+    project.migration(create("Tag"))
+    project.migrate()
+    return project
+
+
+def test_what_migrate_left_unrecorded(project: Project) -> None:
+    project.migrate()
+    name = project.migration(*shop())
+    put_behind("django_migrations")
+    with pytest.raises(IntegrityError):
+        project.migrate()
+    set_right()
+
+    note = note_of(project)
+
+    assert "an earlier run committed the migration and failed before recording it." in note
+    assert note.rstrip().endswith(FAKE.format(name=name))
+    project.migrate("app", name, fake=True)
+    project.migrate(command="safemigrate")
+
+
+def test_a_column(begun: Project) -> None:
+    name = begun.migration(migrations.AddField("Tag", "size", models.IntegerField(null=True)))
+    execute("ALTER TABLE app_tag ADD size integer")
+    assert FAKE.format(name=name) in note_of(begun)
+
+
+def test_another_database_is_named(begun: Project) -> None:
+    name = begun.migration(migrations.AddField("Tag", "size", models.IntegerField(null=True)))
+    execute("ALTER TABLE app_tag ADD size integer")
+    with binding("other", connection.settings_dict["NAME"]):
+        assert f"{FAKE.format(name=name)} --database other" in note_of(begun, database="other")
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [create("Size"), create("Colour")],
+        [
+            migrations.AddField("Tag", "colour", models.TextField(null=True)),
+            migrations.AddField("Tag", "tags", models.ManyToManyField("app.Tag")),
+            create("Size"),
+        ],
+        [migrations.RunSQL("CREATE TABLE app_size (id bigint)")],
+        [
+            migrations.AddField("Tag", "colour", models.TextField(null=True)),
+            migrations.AddField("Tag", "size", models.TextField(null=True)),
+            create("Size"),
+        ],
+        [create("Size", options={"managed": False}), migrations.RunSQL("CREATE TABLE app_size ()")],
+    ],
+    ids=[
+        "a table is missing",
+        "a column is missing",
+        "not a model",
+        "one of two columns is missing",
+        "not managed",
+    ],
+)
+def test_what_was_not_committed_by_it(begun: Project, operations: list[Any]) -> None:
+    begun.migration(*operations)
+    execute("CREATE TABLE app_size (id bigint PRIMARY KEY, name text)")
+    execute("ALTER TABLE app_tag ADD size text")
+    assert "--fake" not in note_of(begun)
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [create("Size"), migrations.RenameModel("Size", "Width")],
+        [create("Size"), migrations.DeleteModel("Size")],
+        [
+            create("Size"),
+            migrations.AddField("Size", "old", models.TextField(null=True)),
+            migrations.RenameField("Size", "old", "new"),
+        ],
+    ],
+    ids=["renamed model", "deleted model", "renamed field"],
+)
+def test_what_the_migration_itself_changes_again(begun: Project, operations: list[Any]) -> None:
+    begun.migration(*operations)
+    execute("CREATE TABLE app_size (id bigint PRIMARY KEY, name text)")
+    assert "--fake" not in note_of(begun)
+
+
+def test_backwards(begun: Project) -> None:
+    begun.migration(
+        create("Size"), migrations.RunSQL("SELECT 1", "CREATE TABLE app_tag (id bigint)")
+    )
+    begun.migrate()
+    err = io.StringIO()
+    with pytest.raises(ProgrammingError, match="already exists"):
+        begun.migrate("app", "0001", command="safemigrate", stderr=err)
+    assert "--fake" not in err.getvalue()
