@@ -269,8 +269,10 @@ def attempt(site: Site, tool: Tool, blocker: str, seconds: float, python: str = 
     end = time.monotonic()
     is_over.set()
     watch.join()
-    holder.join()
     bystander.join()
+    if holder.ident is None:  # the migration was over before it was seen
+        return trial
+    holder.join()
     trial.delay = end - freed[0]
     trial.is_applied = process.returncode == 0
     trial.python_runs = len(site.ran().read_text())
