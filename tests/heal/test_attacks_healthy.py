@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, connection, connections, migrations, transaction
+from django.db import DataError, IntegrityError, connection, connections, migrations, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.test import override_settings
@@ -265,6 +265,13 @@ def parameters_read_once(apps: Any, editor: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO app_tag (name) VALUES (%s)", Once(["new"]))
     write_down(Once.reads)
+
+
+@way
+def bytes_that_are_no_text(apps: Any, editor: Any) -> None:
+    with suppress(DataError), transaction.atomic():
+        sql(b"INSERT INTO app_tag (name) VALUES ('\xff')")
+    write_down("refused")
 
 
 @way
