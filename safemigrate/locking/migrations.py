@@ -36,6 +36,12 @@ class Step:
     editor: BaseDatabaseSchemaEditor
     method: Callable[[ProjectState, BaseDatabaseSchemaEditor], ProjectState]
 
+    @property
+    def is_the_projects(self) -> bool:
+        """Whether the migration has an ``apply()`` or ``unapply()`` of its own."""
+        name = "unapply" if self.is_backwards else "apply"
+        return not _is_not_the_projects(getattr(type(self.migration), name))
+
     def run(self, state: ProjectState | None = None) -> ProjectState:
         return self.method(state or self.state, self.editor)
 
