@@ -268,7 +268,10 @@ def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
     *schema, table = connection.ops.quote_name(options.db_table)[1:-1].split('"."')
     for field in options.local_concrete_fields:
         if field.primary_key:
-            is_auto = isinstance(field, AutoField)
+            # One of the project's own may leave its numbers to the program.
+            kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
+            is_filled = "identity" in kind or "serial" in kind
+            is_auto = isinstance(field, AutoField) and is_filled
             yield Need(schema[0] if schema else None, table, field.column, is_auto)
 
 
