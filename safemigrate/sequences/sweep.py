@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Model
 
+    from safemigrate.driver import Cursor
+
 # This many checks share a transaction: more would save few round trips, and take more of the
 # server's shared lock table, whose default size is 6,400.
 CHUNK = 500
@@ -47,6 +50,12 @@ SCHEMAS = """
     WHERE n.nspname <> 'information_schema'
       AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
     ORDER BY n.nspname
+"""
+PLACE = """
+    SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = %s
 """
 TABLES = """
     SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
@@ -208,13 +217,22 @@ def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> 
     if not what:
         return feeds_in(connection, current_schemas(connection))
     found: dict[int, set[Feed]] = {}
-    for name in dict.fromkeys(_names_of(what)):
-        for group in _feeds_of_table(connection, name):
-            found.setdefault(group[0].sequence, set()).update(group)
+    for name in dict.fromkeys(_names_of(connection, what)):
+        with _table(connection, name) as (cursor, oid):
+            for group in feeds_of_table(cursor, oid)[0]:
+                found.setdefault(group[0].sequence, set()).update(group)
     return [sorted(group) for group in found.values()]
 
 
-def _names_of(what: Iterable[type[Model] | str]) -> Iterator[str]:
+def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
+    """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
+    connection.ensure_connection()
+    with _table(connection, name) as (cursor, oid):
+        row = cursor.row(PLACE, [oid])
+        return row.schema, row.name
+
+
+def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]) -> Iterator[str]:
     for each in what:
         if isinstance(each, str):
             yield each
@@ -222,15 +240,19 @@ def _names_of(what: Iterable[type[Model] | str]) -> Iterator[str]:
         throughs = (field.remote_field.through for field in each._meta.many_to_many)
         made = (through for through in throughs if through and through._meta.auto_created)
         for model in (each, *each._meta.get_parent_list(), *made):
-            yield model._meta.db_table
+            table = model._meta.db_table
+            # It may hold a schema and quotes of its own: 'shop"."order'.
+            yield connection.ops.quote_name(table) if '"' in table else table
 
 
-def _feeds_of_table(connection: BaseDatabaseWrapper, name: str) -> list[list[Feed]]:
+@contextmanager
+def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor, int]]:
     quoted = name.replace('"', '""')
     for text in (f'"{quoted}"', name):
         with checking_table(connection, text) as (cursor, oid):
             if oid is not None:
-                return feeds_of_table(cursor, oid)[0]
+                yield cursor, oid
+                return
     raise LookupError(f"There is no table {name!r}.")
 
 

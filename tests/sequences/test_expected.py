@@ -357,14 +357,14 @@ def test_models_of_every_kind(database: str) -> None:
     assert value('INSERT INTO "B b"."%%s" DEFAULT VALUES RETURNING 1 * "Number %%"', ()) == 42
 
 
-class Snowflake(models.BigAutoField):
+class Snowflake(models.BigAutoField):  # type: ignore[type-arg]
     """An auto field whose numbers the program makes."""
 
     def get_internal_type(self) -> str:
         return "BigIntegerField"
 
 
-class Serial(models.BigAutoField):
+class Serial(models.BigAutoField):  # type: ignore[type-arg]
     def db_type(self, connection: Any) -> str:
         return "bigserial"
 

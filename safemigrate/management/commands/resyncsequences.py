@@ -30,6 +30,7 @@ from safemigrate.sequences.sweep import (
     feeds_in,
     feeds_of,
     feeds_of_tables,
+    place_of,
     survey,
     tables_of_app,
 )
@@ -180,22 +181,24 @@ class Command(BaseCommand):
         if self.labels:
             return feeds_of_tables(connection, self._tables_of_apps(connection))
         if tables := self.options["tables"]:
-            try:
+            with _naming_what_is_there():
                 return feeds_of(connection, tables)
-            except LookupError as error:
-                raise CommandError(error.args[0], returncode=WRONG) from error
         return feeds_in(connection, self._schemas(connection))
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what could not be restored."""
         needs = expected.needs_of_apps(connection, self.labels)
-        tables = self.options["tables"]
-        if tables:
-            names = {name.rpartition(".")[2].strip('"') for name in tables}
-            needs = [need for need in needs if need.table in names]
-        is_narrowed = self.labels or tables
-        schemas = current_schemas(connection) if is_narrowed else self._schemas(connection)
-        found = expected.losses(connection, needs, schemas)
+        if tables := self.options["tables"]:
+            with _naming_what_is_there():
+                places = {place_of(connection, name) for name in tables}
+            schemas = [schema for schema, _ in places]
+            found = expected.losses(connection, needs, schemas)
+            found = [loss for loss in found if (loss.schema, loss.table) in places]
+        else:
+            schemas = current_schemas(connection) if self.labels else self._schemas(connection)
+            found = expected.losses(connection, needs, schemas)
+            if self.options["schemas"]:  # a model may name another one itself
+                found = [loss for loss in found if loss.schema in schemas]
         if self.options["dry_run"] or not self.options["restore_defaults"]:
             return found
         return losses.restored(connection, found, self._tell)
@@ -317,6 +320,14 @@ class Command(BaseCommand):
         moves_none = self.options["check"] or self.options["dry_run"]
         next_one = "" if moves_none else "; the next one may have been moved, too"
         return f"Interrupted after {done} of {self.progress.total} sequences{next_one}."
+
+
+@contextmanager
+def _naming_what_is_there() -> Iterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        raise CommandError(error.args[0], returncode=WRONG) from error
 
 
 def _failure(connection: BaseDatabaseWrapper, error: Error) -> CommandError:
