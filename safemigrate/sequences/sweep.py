@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.db import Error
+from django.db import DataError, Error
 
 from safemigrate import driver
 
@@ -45,12 +45,14 @@ CURRENT_SCHEMAS = """
     FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS n
 """
 SCHEMAS = """
-    SELECT n.nspname::pg_catalog.text AS name
+    SELECT {what}
     FROM pg_catalog.pg_namespace AS n
     WHERE n.nspname <> 'information_schema'
       AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
     ORDER BY n.nspname
 """
+NAME_OF_SCHEMA = "n.nspname::pg_catalog.text AS name"
+ONE_SCHEMA = f"SELECT {NAME_OF_SCHEMA} FROM pg_catalog.pg_namespace AS n WHERE n.oid = %s"
 PLACE = """
     SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
     FROM pg_catalog.pg_class AS c
@@ -178,9 +180,19 @@ def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
-    """List every schema but the system's and other sessions' temporary ones."""
+    """List every schema but the system's and other sessions' temporary ones.
+
+    One whose name the session's encoding cannot express is left out.
+    """
+    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
+        return [row.name for row in cursor.rows(SCHEMAS.format(what=NAME_OF_SCHEMA))]
     with checking(connection) as cursor:
-        return [row.name for row in cursor.rows(SCHEMAS)]
+        oids = [row.oid for row in cursor.rows(SCHEMAS.format(what="n.oid"))]
+    names = []
+    for oid in oids:
+        with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
+            names += [row.name for row in cursor.rows(ONE_SCHEMA, [oid])]
+    return names
 
 
 def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:
