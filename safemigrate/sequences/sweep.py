@@ -184,15 +184,23 @@ def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
 
     One whose name the session's encoding cannot express is left out.
     """
+    return [name for name in schemas_with_names(connection) if name is not None]
+
+
+def schemas_with_names(connection: BaseDatabaseWrapper) -> list[str | None]:
+    """List the schemas of :func:`all_schemas`; None stands for one that is left out there."""
     with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
         return [row.name for row in cursor.rows(SCHEMAS.format(what=NAME_OF_SCHEMA))]
     with checking(connection) as cursor:
         oids = [row.oid for row in cursor.rows(SCHEMAS.format(what="n.oid"))]
-    names = []
-    for oid in oids:
-        with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
-            names += [row.name for row in cursor.rows(ONE_SCHEMA, [oid])]
-    return names
+    return [_name_of_schema(connection, oid) for oid in oids]
+
+
+def _name_of_schema(connection: BaseDatabaseWrapper, oid: int) -> str | None:
+    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
+        row = cursor.row(ONE_SCHEMA, [oid])
+        return str(row.name) if row else None
+    return None
 
 
 def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:

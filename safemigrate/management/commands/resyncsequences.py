@@ -25,12 +25,12 @@ from safemigrate.printing import one_line, printable
 from safemigrate.sequences import expected
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import (
-    all_schemas,
     current_schemas,
     feeds_in,
     feeds_of,
     feeds_of_tables,
     place_of,
+    schemas_with_names,
     survey,
     tables_of_app,
 )
@@ -128,6 +128,7 @@ class Command(BaseCommand):
         self.labels = app_labels or options["app_label"]
         self.tally = Tally(options["headroom"])
         self.progress: Progress | None = None
+        self.has_left_out = False
         self.format = self._format()
         with self._concluding():
             self._check_labels()
@@ -163,7 +164,7 @@ class Command(BaseCommand):
         may_stay_behind = self.options["dry_run"] and not self.options["check"]
         if (counts["behind"] or self.tally.lost) and not may_stay_behind:
             return BEHIND
-        return UNKNOWN if counts["unknown"] else 0
+        return UNKNOWN if counts["unknown"] or self.has_left_out else 0
 
     # What to check.
 
@@ -221,13 +222,18 @@ class Command(BaseCommand):
                 "No schema is current (search_path). Give --schema or --all-schemas.",
                 returncode=WRONG,
             )
-        there = all_schemas(connection)
+        names = schemas_with_names(connection)
+        there = [name for name in names if name is not None]
         if unknown := [name for name in schemas if name not in there]:
             raise CommandError(
                 f"There is no schema {', '.join(map(repr, unknown))}, only "
                 f"{one_line(', '.join(there))}.",
                 returncode=WRONG,
             )
+        if not schemas and len(there) < len(names):
+            if not self.has_left_out:
+                self._tell("A schema was left out: client_encoding cannot express its name.")
+            self.has_left_out = True
         return schemas or there
 
     def _go_through(self, connection: BaseDatabaseWrapper, feeds: list[list[Feed]]) -> None:
