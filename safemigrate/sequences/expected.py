@@ -226,13 +226,14 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
-# An INSERT into the table as the session finds it now.
+# An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a partition
+# may have a trigger of its own.
 CANNOT_RECORD = f"""
     SELECT n.nspname AS schema
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s
-    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
+    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind = 'r' AND NOT c.relhasrules
       AND a.attnotnull AND {IS_UNFILLED}
 """
 
