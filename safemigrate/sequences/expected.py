@@ -226,8 +226,8 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
-# An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a partition
-# may have a trigger of its own.
+# An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a
+# partition may have a trigger of its own.
 CANNOT_RECORD = f"""
     SELECT n.nspname AS schema
     FROM pg_catalog.pg_class AS c
