@@ -75,13 +75,17 @@ def _calling(
     method: Callable[..., ProjectState],
     is_backwards: bool,  # noqa: FBT001 - as the plan has it
 ) -> Callable[..., ProjectState]:
+    # The arguments' names are Django's.
     def run(
-        state: ProjectState, schema_editor: BaseDatabaseSchemaEditor, *args: Any, **kwargs: Any
+        project_state: ProjectState,
+        schema_editor: BaseDatabaseSchemaEditor,
+        *args: Any,
+        **kwargs: Any,
     ) -> ProjectState:
         def call(state: ProjectState, schema_editor: BaseDatabaseSchemaEditor) -> ProjectState:
             return method(state, schema_editor, *args, **kwargs)
 
-        return around(Step(migration, is_backwards, state, schema_editor, call))
+        return around(Step(migration, is_backwards, project_state, schema_editor, call))
 
     return run
 
