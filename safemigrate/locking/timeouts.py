@@ -244,12 +244,11 @@ class _Waits:
             is_deferring = bool(step.editor.deferred_sql)
             while step.editor.deferred_sql:
                 step.editor.execute(step.editor.deferred_sql.pop(0), None)
-            if is_deferring and not whole.may_record():
+            with self.watcher.statement(self._pid):
+                may_record = whole.end()
+            if is_deferring and not may_record:
                 # Something to send, and Django records it as whoever it was before.
                 step.editor.deferred_sql.append("SELECT 1")
-                return state
-            with self.watcher.statement(self._pid):
-                whole.end()
             return state
 
         try:
@@ -355,22 +354,21 @@ class _Whole:
             cursor.execute(f"SAVEPOINT {SAVEPOINT}")
             self.has_savepoint = True
 
-    def may_record(self) -> bool:
-        """Tell whether the transaction's role finds the table of Django's records, and may write.
+    def end(self) -> bool:
+        """Wait here for the table that Django records the migration in, which it does next.
 
-        A migration can have changed its role or its search_path until it ends.
+        Returns False where the transaction's role may not write to it, or does not find it: the
+        migration can have changed its role or its search_path until it ends.
         """
-        with driver.cursor(self.connection) as cursor:
-            table = MigrationRecorder.Migration._meta.db_table
-            return bool(cursor.row(MAY_RECORD, [table])[0])
-
-    def end(self) -> None:
-        """Wait here for the table that Django records the migration in, which it does next."""
-        lock = LOCK_RECORDS.format(MigrationRecorder.Migration._meta.db_table)
+        table = MigrationRecorder.Migration._meta.db_table
+        lock = LOCK_RECORDS.format(table)
         self.begin(lock)
         if driver.transaction_status(self.connection) == driver.IN_TRANSACTION:
             with driver.cursor(self.connection) as cursor:
+                if not cursor.row(MAY_RECORD, [table])[0]:
+                    return False
                 cursor.execute(lock)
+        return True
 
     def undo(self) -> str:
         """Give back all that the migration has done, its locks too; or return why that can't be."""

@@ -644,6 +644,13 @@ def test_who_and_where_the_transaction_is_does_not_record_it(
     assert recorded() == 1
 
 
+def test_a_role_that_may_insert_the_columns_only(shop: Project, role: str) -> None:
+    execute(f"GRANT SELECT, INSERT (app, name, applied) ON django_migrations TO {role}")
+    shop.migration(sql(f"SET LOCAL ROLE {role}"))
+    migrate(shop)
+    assert recorded() == 1
+
+
 def test_a_pause_is_not_too_long_for_the_server(
     shop: Project, blocker: Blocker, waits: list[LockWait]
 ) -> None:
