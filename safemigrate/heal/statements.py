@@ -57,6 +57,9 @@ READING = frozenset(
 NESTING = frozenset("with explain prepare merge copy create".split())
 # Statements that insert themselves, unless one of these may make room for the row first.
 INSERTING = frozenset("insert with merge".split())
+CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*\((?P<columns>[^()]*)\)", _FLAGS)
+# It stands after the rows, of which there may be megabytes.
+LONGEST_CONFLICT = 2_000
 REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -79,7 +82,8 @@ class Heads:
     """The INSERTs and UPDATEs that a text holds, and whether it may insert at all.
 
     ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
-    the first statement, if it is not merely explained, prepared or written into a function.
+    the first statement, if it is not merely explained, prepared or written into a function, and its
+    rows do not give way to those with the same name, say.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -112,7 +116,7 @@ def _read(sql: str) -> Heads:
             updates.update(dict.fromkeys(_nested_updates(sql, start)))
         may_insert |= _may_insert(verb, sql, start)
         if place == 0 and _inserts_at_once(verb, sql, start):
-            leading = frozenset(inserts)
+            leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
     if not (inserts or updates or may_insert):
         return NOTHING
     return Heads(tuple(inserts), tuple(updates), may_insert, leading)
@@ -187,6 +191,14 @@ def _may_insert(verb: str, sql: str, start: int) -> bool:
 
 def _inserts_at_once(verb: str, sql: str, start: int) -> bool:
     return verb == "insert" or (verb in INSERTING and not REMOVAL.search(sql, start))
+
+
+def _may_give_way(sql: str, insert: Write) -> bool:
+    """Tell whether a row that is there may keep one out by a value that the INSERT gives itself."""
+    conflict = CONFLICT.search(sql, max(0, len(sql) - LONGEST_CONFLICT))
+    if not (conflict and insert.columns):
+        return False
+    return insert.columns.issuperset(map(_unquoted, NAMES.findall(conflict["columns"])))
 
 
 def _unquoted(name: str) -> str:

@@ -36,6 +36,12 @@ class Step:
     editor: BaseDatabaseSchemaEditor
     method: Callable[[ProjectState, BaseDatabaseSchemaEditor], ProjectState]
 
+    @property
+    def is_the_projects(self) -> bool:
+        """Whether the migration has an ``apply()`` or ``unapply()`` of its own."""
+        name = "unapply" if self.is_backwards else "apply"
+        return not _is_not_the_projects(getattr(type(self.migration), name))
+
     def run(self, state: ProjectState | None = None) -> ProjectState:
         return self.method(state or self.state, self.editor)
 
@@ -69,13 +75,17 @@ def _calling(
     method: Callable[..., ProjectState],
     is_backwards: bool,  # noqa: FBT001 - as the plan has it
 ) -> Callable[..., ProjectState]:
+    # The arguments' names are Django's.
     def run(
-        state: ProjectState, schema_editor: BaseDatabaseSchemaEditor, *args: Any, **kwargs: Any
+        project_state: ProjectState,
+        schema_editor: BaseDatabaseSchemaEditor,
+        *args: Any,
+        **kwargs: Any,
     ) -> ProjectState:
         def call(state: ProjectState, schema_editor: BaseDatabaseSchemaEditor) -> ProjectState:
             return method(state, schema_editor, *args, **kwargs)
 
-        return around(Step(migration, is_backwards, state, schema_editor, call))
+        return around(Step(migration, is_backwards, project_state, schema_editor, call))
 
     return run
 

@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 from safemigrate import driver
 from safemigrate.report import Audience, logger
 from safemigrate.signals import lock_waited
+from safemigrate.sqltext import words_of_one_statement
 
 from .blockers import Watcher
 from .concurrently import can_be_repeated, invalid_indexes, queues_nobody
@@ -43,15 +44,23 @@ SET = "SELECT pg_catalog.set_config('lock_timeout', %s, %s)"
 # Behind a pooler the session is another client's in a moment.
 SET_IN_OWN_SESSION = """
 SELECT pg_catalog.current_setting('lock_timeout') AS before,
-       pg_catalog.set_config('lock_timeout', %s, false)
+       pg_catalog.set_config('lock_timeout', %s, false) AS ours
  WHERE pg_catalog.pg_backend_pid() = %s
 """
+# Not where the migration has set its own.
+REPLACE = """
+SELECT pg_catalog.set_config('lock_timeout', %s, false) AS now
+ WHERE pg_catalog.current_setting('lock_timeout') = %s
+"""
 # It has to come before any query and outside of any savepoint.
-SET_TRANSACTION = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*SET\s+(?:LOCAL\s+|SESSION\s+)?TRANSACTION",
-    re.IGNORECASE | re.DOTALL,
-)
+SET_TRANSACTION = re.compile(r"\bSET\s+(?:LOCAL\s+|SESSION\s+)?TRANSACTION", re.IGNORECASE)
+# They take no lock and no snapshot, and SET TRANSACTION may follow.
+MAY_PRECEDE_IT = frozenset(("set", "show", "reset"))
 SAVEPOINT = "safemigrate_migration"
+HAS_WRITTEN = "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
+# Else the server would end the session in a pause.
+STAY = "SET LOCAL idle_in_transaction_session_timeout = 0"
+MAY_RECORD = "SELECT pg_catalog.has_table_privilege(pg_catalog.to_regclass(%s), 'INSERT')"
 LOCK_RECORDS = "LOCK TABLE {} IN ROW EXCLUSIVE MODE"
 
 # Why something is not retried.
@@ -131,7 +140,7 @@ class _Waits:
         finally:
             if self._pid and not driver.is_closed(self.connection):
                 with suppress(Error):
-                    self._send(SET, [self._before, False])
+                    self._send(REPLACE, [self._before, self._ours])
 
     def _open(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection is not self.connection:
@@ -140,18 +149,18 @@ class _Waits:
         found = self._send(SET_IN_OWN_SESSION, [_milliseconds(self.seconds), pid])
         self._pid = pid if found else None
         self._before = found.before if found else ""
+        self._ours = found.ours if found else ""
 
     @contextmanager
     def _as_long_as_patience_lasts(self) -> Iterator[None]:
-        if not self._pid:
-            yield
-            return
-        self._send(SET, [_milliseconds(max(self.patience, self.seconds)), False])
+        longest = _milliseconds(max(self.patience, self.seconds))
+        longer = self._send(REPLACE, [longest, self._ours]) if self._pid else None
         try:
             yield
         finally:
-            with suppress(Error):  # a failed transaction, whose rollback takes the setting back
-                self._send(SET, [_milliseconds(self.seconds), False])
+            if longer:
+                with suppress(Error):  # a failed transaction, whose rollback takes the setting back
+                    self._send(REPLACE, [self._ours, longer.now])
 
     def _send(self, sql: str, params: Any = None) -> Any:
         with driver.cursor(self.connection) as cursor:
@@ -224,16 +233,22 @@ class _Waits:
             return step.run()
         self._whole = whole = _Whole(self.connection, None if self._pid else self.seconds)
         python_of = () if self.retry_python else step.migration.operations
+        if step.is_the_projects and not self.retry_python:
+            whole.note_python()
         deferred = list(step.editor.deferred_sql)
 
         def attempt() -> ProjectState:
             step.editor.deferred_sql[:] = deferred
             state = step.run(step.state.clone())
             # Django sends them when it leaves the transaction, too late for a retry.
+            is_deferring = bool(step.editor.deferred_sql)
             while step.editor.deferred_sql:
                 step.editor.execute(step.editor.deferred_sql.pop(0), None)
             with self.watcher.statement(self._pid):
-                whole.end()
+                may_record = whole.end()
+            if is_deferring and not may_record:
+                # Something to send, and Django records it as whoever it was before.
+                step.editor.deferred_sql.append("SELECT 1")
             return state
 
         try:
@@ -301,6 +316,7 @@ class _Whole:
     def __init__(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:
         self.connection = connection
         self.seconds = seconds
+        self.is_alone: bool | None = None  # when the first statement has come
         self.has_begun = False
         self.has_savepoint = False
         self.has_run_python = False
@@ -314,25 +330,45 @@ class _Whole:
 
         Above READ COMMITTED the snapshot of the others would be older than the lock.
         """
-        has_begun, self.has_begun = self.has_begun, True
-        is_first = not has_begun and driver.transaction_status(self.connection) == driver.IDLE
-        if not is_first or SET_TRANSACTION.match(text):
+        if self.has_begun:
+            return
+        was_alone = self.is_alone
+        if was_alone is None:
+            self.is_alone = driver.transaction_status(self.connection) == driver.IDLE
+        sets_transaction = SET_TRANSACTION.search(text) is not None
+        words = words_of_one_statement(text) or [""]
+        if words[0] in MAY_PRECEDE_IT and not sets_transaction:
+            return
+        self.has_begun = True
+        if sets_transaction or not self.is_alone:
             return
         with driver.cursor(self.connection) as cursor:
             if self.seconds:
                 cursor.row(SET, [_milliseconds(self.seconds), True])
             (level,) = cursor.row("SHOW transaction_isolation")
-            if level in ("read committed", "read uncommitted"):
-                cursor.execute(f"SAVEPOINT {SAVEPOINT}")
-                self.has_savepoint = True
+            if level not in ("read committed", "read uncommitted"):
+                return
+            # After settings, the driver's own cursor may have sent something.
+            if was_alone and cursor.row(HAS_WRITTEN)[0]:
+                return
+            cursor.execute(f"SAVEPOINT {SAVEPOINT}")
+            self.has_savepoint = True
 
-    def end(self) -> None:
-        """Wait here for the table that Django records the migration in, which it does next."""
-        lock = LOCK_RECORDS.format(MigrationRecorder.Migration._meta.db_table)
+    def end(self) -> bool:
+        """Wait here for the table that Django records the migration in, which it does next.
+
+        Returns False where the transaction's role may not write to it, or does not find it: the
+        migration can have changed its role or its search_path until it ends.
+        """
+        table = MigrationRecorder.Migration._meta.db_table
+        lock = LOCK_RECORDS.format(table)
         self.begin(lock)
         if driver.transaction_status(self.connection) == driver.IN_TRANSACTION:
             with driver.cursor(self.connection) as cursor:
+                if not cursor.row(MAY_RECORD, [table])[0]:
+                    return False
                 cursor.execute(lock)
+        return True
 
     def undo(self) -> str:
         """Give back all that the migration has done, its locks too; or return why that can't be."""
@@ -343,6 +379,7 @@ class _Whole:
         try:
             with driver.cursor(self.connection) as cursor:
                 cursor.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
+                cursor.execute(STAY)
         except Error:  # the migration has sent a COMMIT, or the connection is gone
             return NO_SAVEPOINT
         del self.connection.run_on_commit[self.count_of_hooks :]

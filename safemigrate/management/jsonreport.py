@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -14,7 +14,7 @@ from django.core.management.base import CommandError
 
 from safemigrate.interrupt import Terminated
 from safemigrate.printing import one_line
-from safemigrate.report import Note, Report
+from safemigrate.report import Note, Report, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,18 +97,16 @@ def recording(file: str | None, database: str) -> Iterator[Record]:
     Raises CommandError, before anything is done, for a file that can't be written to.
     """
     record = Record(database)
-    with _opened(file) as stream:
-        try:
-            yield record
-        except BaseException as error:
-            _write(record.document(error), stream)
-            raise
-        _write(record.document(None), stream)
+    stream = _opened(file) if file is not None else None
+    try:
+        yield record
+    except BaseException as error:
+        _write(record.document(error), stream)
+        raise
+    _write(record.document(None), stream)
 
 
-def _opened(file: str | None) -> Any:
-    if file is None:
-        return nullcontext()
+def _opened(file: str) -> TextIO:
     try:
         return Path(file).open("w", encoding="utf-8")
     except OSError as error:
@@ -116,7 +114,12 @@ def _opened(file: str | None) -> Any:
 
 
 def _write(document: dict[str, Any], stream: TextIO | None) -> None:
+    """Write the document and close the stream; the run is over, whatever comes of that."""
     if stream is not None:
-        with suppress(OSError):  # whoever was to read it has gone, and the run is over
-            stream.write(f"{json.dumps(document, indent=2)}\n")
-            stream.flush()
+        try:
+            with stream:
+                stream.write(f"{json.dumps(document, indent=2)}\n")
+        except BrokenPipeError:
+            pass  # whoever was to read it has gone
+        except OSError as error:
+            logger.warning("The report could not be written: %s", error)

@@ -226,13 +226,14 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
-# An INSERT into the table as the session finds it now.
+# An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a
+# partition may have a trigger of its own.
 CANNOT_RECORD = f"""
     SELECT n.nspname AS schema
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s
-    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
+    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind = 'r' AND NOT c.relhasrules
       AND a.attnotnull AND {IS_UNFILLED}
 """
 
@@ -268,7 +269,10 @@ def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
     *schema, table = connection.ops.quote_name(options.db_table)[1:-1].split('"."')
     for field in options.local_concrete_fields:
         if field.primary_key:
-            is_auto = isinstance(field, AutoField)
+            # One of the project's own may leave its numbers to the program.
+            kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
+            is_filled = "identity" in kind or "serial" in kind
+            is_auto = isinstance(field, AutoField) and is_filled
             yield Need(schema[0] if schema else None, table, field.column, is_auto)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.db import Error
+from django.db import DataError, Error
 
 from safemigrate import driver
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Model
 
+    from safemigrate.driver import Cursor
+
 # This many checks share a transaction: more would save few round trips, and take more of the
 # server's shared lock table, whose default size is 6,400.
 CHUNK = 500
@@ -42,11 +45,19 @@ CURRENT_SCHEMAS = """
     FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS n
 """
 SCHEMAS = """
-    SELECT n.nspname::pg_catalog.text AS name
+    SELECT {what}
     FROM pg_catalog.pg_namespace AS n
     WHERE n.nspname <> 'information_schema'
       AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
     ORDER BY n.nspname
+"""
+NAME_OF_SCHEMA = "n.nspname::pg_catalog.text AS name"
+ONE_SCHEMA = f"SELECT {NAME_OF_SCHEMA} FROM pg_catalog.pg_namespace AS n WHERE n.oid = %s"
+PLACE = """
+    SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = %s
 """
 TABLES = """
     SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
@@ -169,9 +180,27 @@ def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
-    """List every schema but the system's and other sessions' temporary ones."""
+    """List every schema but the system's and other sessions' temporary ones.
+
+    One whose name the session's encoding cannot express is left out.
+    """
+    return [name for name in schemas_with_names(connection) if name is not None]
+
+
+def schemas_with_names(connection: BaseDatabaseWrapper) -> list[str | None]:
+    """List the schemas of :func:`all_schemas`; None stands for one that is left out there."""
+    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
+        return [row.name for row in cursor.rows(SCHEMAS.format(what=NAME_OF_SCHEMA))]
     with checking(connection) as cursor:
-        return [row.name for row in cursor.rows(SCHEMAS)]
+        oids = [row.oid for row in cursor.rows(SCHEMAS.format(what="n.oid"))]
+    return [_name_of_schema(connection, oid) for oid in oids]
+
+
+def _name_of_schema(connection: BaseDatabaseWrapper, oid: int) -> str | None:
+    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
+        row = cursor.row(ONE_SCHEMA, [oid])
+        return str(row.name) if row else None
+    return None
 
 
 def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:
@@ -208,13 +237,22 @@ def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> 
     if not what:
         return feeds_in(connection, current_schemas(connection))
     found: dict[int, set[Feed]] = {}
-    for name in dict.fromkeys(_names_of(what)):
-        for group in _feeds_of_table(connection, name):
-            found.setdefault(group[0].sequence, set()).update(group)
+    for name in dict.fromkeys(_names_of(connection, what)):
+        with _table(connection, name) as (cursor, oid):
+            for group in feeds_of_table(cursor, oid)[0]:
+                found.setdefault(group[0].sequence, set()).update(group)
     return [sorted(group) for group in found.values()]
 
 
-def _names_of(what: Iterable[type[Model] | str]) -> Iterator[str]:
+def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
+    """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
+    connection.ensure_connection()
+    with _table(connection, name) as (cursor, oid):
+        row = cursor.row(PLACE, [oid])
+        return row.schema, row.name
+
+
+def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]) -> Iterator[str]:
     for each in what:
         if isinstance(each, str):
             yield each
@@ -222,15 +260,19 @@ def _names_of(what: Iterable[type[Model] | str]) -> Iterator[str]:
         throughs = (field.remote_field.through for field in each._meta.many_to_many)
         made = (through for through in throughs if through and through._meta.auto_created)
         for model in (each, *each._meta.get_parent_list(), *made):
-            yield model._meta.db_table
+            table = model._meta.db_table
+            # It may hold a schema and quotes of its own: 'shop"."order'.
+            yield connection.ops.quote_name(table) if '"' in table else table
 
 
-def _feeds_of_table(connection: BaseDatabaseWrapper, name: str) -> list[list[Feed]]:
+@contextmanager
+def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor, int]]:
     quoted = name.replace('"', '""')
     for text in (f'"{quoted}"', name):
         with checking_table(connection, text) as (cursor, oid):
             if oid is not None:
-                return feeds_of_table(cursor, oid)[0]
+                yield cursor, oid
+                return
     raise LookupError(f"There is no table {name!r}.")
 
 

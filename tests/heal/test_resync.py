@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, connections, models, transaction
+from django.test.utils import isolate_apps
 
 import safemigrate
 from safemigrate.signals import sequence_resynced
@@ -101,6 +102,19 @@ def test_a_model_and_its_many_to_many_tables(auth: None) -> None:
     group = Group.objects.create(name="b")
     group.permissions.add(Permission.objects.get(pk=2))
     assert (group.pk, value("SELECT max(id) FROM auth_group_permissions")) == (6, 10)
+
+
+@isolate_apps("tests.app")
+def test_a_model_that_names_its_schema(database: str) -> None:
+    meta = type("Meta", (), {"app_label": "app", "db_table": 'B b"."order'})
+    others = models.ManyToManyField("self")
+    order = type("Order", (models.Model,), {"__module__": "app", "Meta": meta, "others": others})
+    execute('CREATE SCHEMA "B b"')
+    execute('CREATE TABLE "B b"."order" (id serial PRIMARY KEY)')
+    execute('CREATE TABLE "B b"."order_others" (id serial PRIMARY KEY)')
+    execute('INSERT INTO "B b"."order" VALUES (4)')
+    assert names(safemigrate.resync(order)) == ["order_id_seq", "order_others_id_seq"]
+    assert next_value('"B b".order_id_seq') == 5
 
 
 def test_several_of_both_kinds_each_once(auth: None) -> None:

@@ -448,6 +448,23 @@ def test_on_conflict_by_hand(project: Project, law: Law, conflict: str, atomic: 
 
 
 @ATOMIC
+@pytest.mark.parametrize("behind", ["django_migrations", "app_tag"])
+def test_a_row_that_is_there_may_take_a_value_that_is_taken(
+    project: Project, law: Law, behind: str, atomic: bool
+) -> None:
+    """The conflict with its name comes before that with the key: a draw that does no harm."""
+    old_tags(project)
+    execute("ALTER TABLE app_tag ADD UNIQUE (name)")
+    upsert = "INSERT INTO app_tag (name) VALUES ('old'), ('new') ON CONFLICT (name) DO UPDATE"
+    project.migration(
+        migrations.RunSQL("INSERT INTO app_tag (id, name) VALUES (4, 'given')"),
+        migrations.RunSQL(f"{upsert} SET name = excluded.name"),
+        atomic=atomic,
+    )
+    assert (5, "new") in law.holds(put_back=[behind]).tables["public.app_tag"]
+
+
+@ATOMIC
 @pytest.mark.parametrize("operation", ["insert", "update", "merge"])
 def test_keys_that_exist_already_are_the_plain_error(
     project: Project, law: Law, operation: str, atomic: bool

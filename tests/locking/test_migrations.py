@@ -36,8 +36,9 @@ def test_an_executor_of_the_projects_own(database: str, args: Any, options: Any)
     ):
         send_plan([(migration, False)])
         migration.apply(ProjectState(), editor, *args, **options)
+        migration.apply(project_state=ProjectState(), schema_editor=editor)
 
-    assert met == [migration]
+    assert met == [migration, migration]
     assert "CREATE TABLE made (id int);" in editor.collected_sql
     assert rows("SELECT to_regclass('made')") == [(None,)]
     assert "apply" not in vars(migration)

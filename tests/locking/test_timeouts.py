@@ -16,6 +16,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import (
     IntegrityError,
+    InternalError,
     OperationalError,
     ProgrammingError,
     connection,
@@ -474,6 +475,51 @@ def note_of(error: BaseException) -> str:
     return str(note)
 
 
+@pytest.mark.usefixtures("blocker")
+@pytest.mark.parametrize(
+    "first",
+    [
+        ["SET LOCAL statement_timeout = 0", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
+        ["SET LOCAL statement_timeout = 0; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
+        ["SHOW server_version", "/* all */ SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
+        ["SET CONSTRAINTS ALL IMMEDIATE", "SET LOCAL transaction_isolation = 'serializable'"],
+    ],
+)
+def test_set_transaction_may_follow_other_settings(shop: Project, first: list[str]) -> None:
+    levels: list[str] = []
+    shop.migration(
+        *map(sql, first),
+        sql(),
+        run_python(lambda apps, editor: levels.append(value("SHOW transaction_isolation"))),
+    )
+    migrate(shop)
+    assert levels == ["serializable"]
+
+
+def test_settings_may_come_before_the_lock(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    shop.migration(sql("SET LOCAL statement_timeout = '1min'"), sql("SHOW work_mem"), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 1
+
+
+def test_what_went_past_django_after_a_setting_is_not_done_twice(
+    shop: Project, blocker: Blocker
+) -> None:
+    def insert(apps: Any, editor: Any) -> None:
+        execute("SET LOCAL statement_timeout = '1min'")
+        connection.connection.cursor().execute("INSERT INTO first VALUES (1)")
+
+    shop.migration(run_python(insert), sql())
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError, match="lock timeout") as caught:
+        migrate(shop, retry_python=True)
+    assert "READ COMMITTED throughout" in note_of(caught.value)
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])
 def test_a_migration_that_sets_its_transaction_is_not_retried(
     shop: Project, blocker: Blocker, level: str
@@ -553,6 +599,92 @@ def test_a_lock_timeout_of_the_migrations_own_applies(shop: Project, blocker: Bl
     with pytest.raises(OperationalError, match="lock timeout") as caught:
         migrate(shop, lock_timeout=30, lock_patience=1)
     assert "Gave up waiting after 1 s" in note_of(caught.value)
+
+
+@pytest.mark.usefixtures("blocker")
+def test_a_lock_timeout_of_the_migrations_own_outlasts_an_index(shop: Project) -> None:
+    seen: list[str] = []
+    shop.migration(
+        sql("SET lock_timeout = '5s'"),
+        sql("CREATE INDEX CONCURRENTLY thing_id ON thing (id)"),
+        run_python(lambda apps, editor: seen.append(value("SHOW lock_timeout"))),
+        atomic=False,
+    )
+    migrate(shop)
+    assert seen == ["5s"]
+
+
+def test_an_apply_of_the_migrations_own_is_python(shop: Project, blocker: Blocker) -> None:
+    ran: list[int] = []
+
+    class Own(migrations.Migration):
+        def apply(self, *args: Any, **kwargs: Any) -> Any:
+            ran.append(1)
+            return super().apply(*args, **kwargs)
+
+    shop.migration(sql(), bases=(Own,))
+    blocker.execute(TAKE)
+    with pytest.raises(OperationalError) as caught:
+        migrate(shop)
+    assert "--retry-python" in note_of(caught.value)
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("first", ["SET LOCAL ROLE {role}", "SET LOCAL search_path = {role}"])
+def test_who_and_where_the_transaction_is_does_not_record_it(
+    shop: Project, role: str, first: str
+) -> None:
+    """With deferred SQL, Django's record comes after the transaction."""
+    execute(f"GRANT {role} TO current_user")
+    execute(f"CREATE SCHEMA {role}")
+    execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+    parent = models.ForeignKey("app.Parent", models.CASCADE)
+    shop.migration(sql(first.format(role=role)), made("Parent"), made("Child", parent))
+    migrate(shop)
+    assert recorded() == 1
+
+
+def test_a_role_that_may_insert_the_columns_only(shop: Project, role: str) -> None:
+    execute(f"GRANT SELECT, INSERT (app, name, applied) ON django_migrations TO {role}")
+    shop.migration(sql(f"SET LOCAL ROLE {role}"))
+    migrate(shop)
+    assert recorded() == 1
+
+
+def test_a_pause_is_not_too_long_for_the_server(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    blocker.execute("SET idle_in_transaction_session_timeout = 0")
+    blocker.execute(TAKE)
+    execute("SET idle_in_transaction_session_timeout = '100ms'")
+    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
+    with letting_go(blocker, waits):
+        migrate(shop)
+    assert recorded() == 1
+    assert value("SHOW idle_in_transaction_session_timeout") == "100ms"
+
+
+def test_the_savepoint_shows(shop: Project) -> None:
+    """A limit: what comes after it is a subtransaction."""
+    shop.migration(
+        sql("INSERT INTO first VALUES (1)"),
+        sql("DELETE FROM first WHERE xmin = pg_current_xact_id()::xid"),
+    )
+    migrate(shop)
+    assert rows("SELECT id FROM first") == [(1,)]
+    shop.migration(sql("SELECT pg_export_snapshot()"))
+    with pytest.raises(InternalError, match="subtransaction"):
+        migrate(shop)
+
+
+def test_what_no_rollback_takes_back_is_repeated(
+    shop: Project, blocker: Blocker, waits: list[LockWait]
+) -> None:
+    """A limit."""
+    shop.migration(sql("PREPARE once AS SELECT 1"), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits), pytest.raises(ProgrammingError, match="already exists"):
+        migrate(shop)
 
 
 def test_a_nested_run_leaves_it_to_the_outer(shop: Project, blocker: Blocker) -> None:

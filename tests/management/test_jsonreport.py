@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -154,6 +155,17 @@ def test_a_file_that_can_not_be_written(project: Project, tmp_path: Path) -> Non
     with pytest.raises(CommandError, match=r"The report can't be written to .*: Is a directory"):
         project.migrate(command="safemigrate", json_report=str(tmp_path))
     assert rows("SELECT to_regclass('app_tag'), to_regclass('django_migrations')") == [(None, None)]
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("app", ["auth", "nosuch"])
+def test_a_disk_that_is_full_does_not_change_how_the_run_ends(
+    project: Project, caplog: pytest.LogCaptureFixture, app: str
+) -> None:
+    outcome = nullcontext() if app == "auth" else pytest.raises(CommandError, match="No installed")
+    with outcome:
+        project.migrate(app, command="safemigrate", json_report="/dev/full")
+    assert "The report could not be written: [Errno 28]" in caplog.text
 
 
 def test_to_a_descriptor(database: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from django.apps import apps
 from django.core.checks import run_checks
 from django.core.management import CommandError
 from django.db import connections
@@ -165,3 +166,33 @@ def test_the_system_check(lost: None) -> None:
         "public.auth_group.id (lost default), public.auth_user_groups.id (lost key)."
     )
     assert check_losses(None) == []
+
+
+def test_one_table_of_another_schema(project: Project) -> None:
+    project.migrate()
+    execute("ALTER TABLE auth_group ALTER id DROP IDENTITY")
+    execute("CREATE SCHEMA archive")
+    execute("CREATE TABLE archive.auth_group (LIKE auth_group INCLUDING ALL)")
+    assert resyncsequences("--restore-defaults", "--table", "archive.auth_group") == (
+        "archive.auth_group.id: lost default; it has no default or identity; restored\n"
+        "1 sequence feeds a key: 1 in sync.\n"
+    )
+    assert not value(IS_IDENTITY, ["auth_group"])
+    assert value(IS_IDENTITY, ["archive.auth_group"])
+    assert "lost default" in resyncsequences("--check", "--table", "AUTH_GROUP", status=1)
+
+
+def test_a_schema_that_a_model_names_itself_is_another(project: Project) -> None:
+    project.migrate()
+    execute("CREATE SCHEMA archive; ALTER TABLE auth_group SET SCHEMA archive")
+    execute("ALTER TABLE archive.auth_group ALTER id DROP IDENTITY")
+    meta = apps.get_model("auth.Group")._meta
+    meta.db_table = 'archive"."auth_group'
+    try:
+        assert resyncsequences("--restore-defaults", "--schema", "public") == (
+            "7 sequences feed a key: 7 in sync.\n"
+        )
+        assert not value(IS_IDENTITY, ["archive.auth_group"])
+        assert "restored" in resyncsequences("--restore-defaults")
+    finally:
+        meta.db_table = "auth_group"

@@ -82,12 +82,38 @@ def test_runs_that_record_nothing(project: Project) -> None:
         CREATE TRIGGER fill BEFORE INSERT ON django_migrations
             FOR EACH ROW EXECUTE FUNCTION fill()
         """,
+        """
+        CREATE SEQUENCE s START 1000;
+        CREATE TABLE record (LIKE django_migrations);
+        CREATE RULE elsewhere AS ON INSERT TO django_migrations DO INSTEAD
+            INSERT INTO record VALUES (nextval('s'), NEW.app, NEW.name, NEW.applied)
+            RETURNING id, app, name, applied
+        """,
+        """
+        ALTER TABLE django_migrations RENAME TO record;
+        CREATE TABLE django_migrations (LIKE record) PARTITION BY LIST (app);
+        CREATE SEQUENCE s START 1000;
+        CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN NEW.id := nextval(''s''); RETURN NEW; END';
+        CREATE TRIGGER fill BEFORE INSERT ON record FOR EACH ROW EXECUTE FUNCTION fill();
+        ALTER TABLE django_migrations ATTACH PARTITION record DEFAULT
+        """,
     ],
-    ids=["default", "computed", "nullable", "trigger"],
+    ids=["default", "computed", "nullable", "trigger", "rule", "partition"],
 )
 def test_records_that_take_a_row(lost: Project, sql: str) -> None:
     execute(sql)
     lost.migrate(command="safemigrate")
+
+
+def test_a_migration_that_would_restore_it_is_refused_too(project: Project) -> None:
+    """A limit: what a migration will do is not known before."""
+    project.migrate()
+    execute(LOSE)
+    restore = "ALTER TABLE django_migrations ALTER id ADD GENERATED ALWAYS AS IDENTITY"
+    project.migration(migrations.RunSQL(restore))
+    with pytest.raises(CommandError, match=REFUSAL):
+        project.migrate(command="safemigrate")
 
 
 def test_an_empty_database(project: Project) -> None:

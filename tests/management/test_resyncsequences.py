@@ -361,6 +361,15 @@ def test_nothing_to_type_where_nothing_would_be_moved(tables: None) -> None:
     assert "public.ill_id_seq is behind and was not moved: moving" in resyncsequences(status=1)
 
 
+def test_a_schema_that_cannot_be_named_is_told(database: str) -> None:
+    execute('CREATE SCHEMA "日"; CREATE TABLE "日".t (id serial PRIMARY KEY)')
+    execute("SET client_encoding = 'LATIN1'")
+    assert resyncsequences("--all-schemas", "--check", status=3) == (
+        "A schema was left out: client_encoding cannot express its name.\n0 sequences feed a key.\n"
+    )
+    assert resyncsequences("--check") == "0 sequences feed a key.\n"
+
+
 def test_an_app_without_tables(project: Project) -> None:
     assert resyncsequences("safemigrate") == (
         "The app 'safemigrate' has no tables in this database.\n0 sequences feed a key.\n"

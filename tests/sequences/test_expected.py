@@ -357,6 +357,34 @@ def test_models_of_every_kind(database: str) -> None:
     assert value('INSERT INTO "B b"."%%s" DEFAULT VALUES RETURNING 1 * "Number %%"', ()) == 42
 
 
+class Snowflake(models.BigAutoField):  # type: ignore[type-arg]
+    """An auto field whose numbers the program makes."""
+
+    def get_internal_type(self) -> str:
+        return "BigIntegerField"
+
+
+class Serial(models.BigAutoField):  # type: ignore[type-arg]
+    def db_type(self, connection: Any) -> str:
+        return "bigserial"
+
+    def db_type_suffix(self, connection: Any) -> None:
+        return None
+
+
+@isolate_apps("tests.app")
+def test_an_auto_field_that_the_server_does_not_fill(database: str) -> None:
+    snowflake = model("Snow", id=Snowflake(primary_key=True))
+    serial = model("Serial", id=Serial(primary_key=True))
+    with connection.schema_editor() as editor:
+        for kind in (snowflake, serial):
+            editor.create_model(kind)
+    needs = needs_of(connection, [snowflake, serial])
+    assert losses(connection, needs, ["public"]) == []
+    execute("ALTER TABLE app_serial ALTER id DROP DEFAULT")
+    assert [each.table for each in losses(connection, needs, ["public"])] == ["app_serial"]
+
+
 HEALTHY = {
     "serial": "CREATE TABLE t (id serial PRIMARY KEY)",
     "unique": "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY UNIQUE)",

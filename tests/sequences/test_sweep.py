@@ -214,6 +214,14 @@ def test_a_name_that_is_not_utf8_is_one_unknown_finding(database: str) -> None:
         execute(f"DROP DATABASE {name}")
 
 
+def test_a_schema_that_cannot_be_named_does_not_stop_the_rest(database: str) -> None:
+    tables(2)
+    execute("SELECT setval('t1_id_seq', 1, false)")
+    execute('CREATE SCHEMA "日"; CREATE TABLE "日".t (id serial PRIMARY KEY)')
+    execute("SET client_encoding = 'LATIN1'")
+    assert statuses() == {"public.t1_id_seq": "resynced"}
+
+
 def test_what_the_catalogue_forbids_is_not_tried(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

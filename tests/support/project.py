@@ -100,9 +100,8 @@ class Project:
         name = f"{self._count:04d}_step"
         attributes.setdefault("dependencies", [("app", previous)] if previous else [])
         attributes["operations"] = list(operations)
-        REGISTRY[f"{self.package}.{name}"] = type(
-            "Migration", (django_migrations.Migration,), attributes
-        )
+        bases = attributes.pop("bases", (django_migrations.Migration,))
+        REGISTRY[f"{self.package}.{name}"] = type("Migration", bases, attributes)
         (self.folder / f"{name}.py").write_text(
             "from tests.support.project import REGISTRY\n\nMigration = REGISTRY[__name__]\n"
         )

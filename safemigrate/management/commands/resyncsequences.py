@@ -25,11 +25,12 @@ from safemigrate.printing import one_line, printable
 from safemigrate.sequences import expected
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import (
-    all_schemas,
     current_schemas,
     feeds_in,
     feeds_of,
     feeds_of_tables,
+    place_of,
+    schemas_with_names,
     survey,
     tables_of_app,
 )
@@ -127,6 +128,7 @@ class Command(BaseCommand):
         self.labels = app_labels or options["app_label"]
         self.tally = Tally(options["headroom"])
         self.progress: Progress | None = None
+        self.has_left_out = False
         self.format = self._format()
         with self._concluding():
             self._check_labels()
@@ -162,7 +164,7 @@ class Command(BaseCommand):
         may_stay_behind = self.options["dry_run"] and not self.options["check"]
         if (counts["behind"] or self.tally.lost) and not may_stay_behind:
             return BEHIND
-        return UNKNOWN if counts["unknown"] else 0
+        return UNKNOWN if counts["unknown"] or self.has_left_out else 0
 
     # What to check.
 
@@ -180,22 +182,24 @@ class Command(BaseCommand):
         if self.labels:
             return feeds_of_tables(connection, self._tables_of_apps(connection))
         if tables := self.options["tables"]:
-            try:
+            with _naming_what_is_there():
                 return feeds_of(connection, tables)
-            except LookupError as error:
-                raise CommandError(error.args[0], returncode=WRONG) from error
         return feeds_in(connection, self._schemas(connection))
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what could not be restored."""
         needs = expected.needs_of_apps(connection, self.labels)
-        tables = self.options["tables"]
-        if tables:
-            names = {name.rpartition(".")[2].strip('"') for name in tables}
-            needs = [need for need in needs if need.table in names]
-        is_narrowed = self.labels or tables
-        schemas = current_schemas(connection) if is_narrowed else self._schemas(connection)
-        found = expected.losses(connection, needs, schemas)
+        if tables := self.options["tables"]:
+            with _naming_what_is_there():
+                places = {place_of(connection, name) for name in tables}
+            schemas = [schema for schema, _ in places]
+            found = expected.losses(connection, needs, schemas)
+            found = [loss for loss in found if (loss.schema, loss.table) in places]
+        else:
+            schemas = current_schemas(connection) if self.labels else self._schemas(connection)
+            found = expected.losses(connection, needs, schemas)
+            if self.options["schemas"]:  # a model may name another one itself
+                found = [loss for loss in found if loss.schema in schemas]
         if self.options["dry_run"] or not self.options["restore_defaults"]:
             return found
         return losses.restored(connection, found, self._tell)
@@ -218,13 +222,18 @@ class Command(BaseCommand):
                 "No schema is current (search_path). Give --schema or --all-schemas.",
                 returncode=WRONG,
             )
-        there = all_schemas(connection)
+        names = schemas_with_names(connection)
+        there = [name for name in names if name is not None]
         if unknown := [name for name in schemas if name not in there]:
             raise CommandError(
                 f"There is no schema {', '.join(map(repr, unknown))}, only "
                 f"{one_line(', '.join(there))}.",
                 returncode=WRONG,
             )
+        if not schemas and len(there) < len(names):
+            if not self.has_left_out:
+                self._tell("A schema was left out: client_encoding cannot express its name.")
+            self.has_left_out = True
         return schemas or there
 
     def _go_through(self, connection: BaseDatabaseWrapper, feeds: list[list[Feed]]) -> None:
@@ -317,6 +326,14 @@ class Command(BaseCommand):
         moves_none = self.options["check"] or self.options["dry_run"]
         next_one = "" if moves_none else "; the next one may have been moved, too"
         return f"Interrupted after {done} of {self.progress.total} sequences{next_one}."
+
+
+@contextmanager
+def _naming_what_is_there() -> Iterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        raise CommandError(error.args[0], returncode=WRONG) from error
 
 
 def _failure(connection: BaseDatabaseWrapper, error: Error) -> CommandError:
