@@ -129,6 +129,14 @@ def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
     thread.join()
 
 
+@contextmanager
+def letting_go_soon(blocker: Blocker) -> Iterator[None]:
+    timer = Timer(0.5, blocker.let_go)
+    timer.start()
+    yield
+    timer.join()
+
+
 def sql(text: str = ALTER, reverse: str = "ALTER TABLE thing DROP note") -> migrations.RunSQL:
     return migrations.RunSQL(text, reverse)
 
@@ -212,8 +220,7 @@ def test_patience_ends_with_the_original_error(blocker: Blocker) -> None:
 @pytest.mark.usefixtures("thing")
 def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> None:
     blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    Timer(0.5, blocker.let_go).start()
-    with patient():
+    with letting_go_soon(blocker), patient():
         execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
         assert value("SHOW lock_timeout") == "100ms"
     assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
@@ -294,8 +301,7 @@ def giving_up_once(blocker: Blocker, attempts: int = 2) -> Iterator[None]:
 def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
     execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
     blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
-    Timer(0.5, blocker.let_go).start()
-    with patient(), transaction.atomic():
+    with letting_go_soon(blocker), patient(), transaction.atomic():
         execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
         assert value("SHOW lock_timeout") == "100ms"
 
