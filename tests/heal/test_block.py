@@ -22,6 +22,7 @@ from safemigrate.heal.collisions import Collision, collision_of
 from safemigrate.heal.wrapper import Wrapper
 from safemigrate.signals import sequence_resynced
 from tests.support.databases import behind, binding, execute, next_value, put_behind, rows, value
+from tests.support.locks import terminate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -340,7 +341,8 @@ def test_a_table_that_is_locked_during_the_sweep_is_checked_later(groups: None) 
 def test_a_connection_that_is_lost_is_lost(groups: None) -> None:
     """The look meets the dead connection first: what gets out is what plain migrate would say."""
     pid = value("SELECT pg_backend_pid()")
-    elsewhere(f"SELECT pg_terminate_backend({pid}, 5000)")
+    with binding("other", connection.settings_dict["NAME"]):
+        terminate(f"pid = {pid}", "other")
     with pytest.raises(Error), safemigrate.healing():
         Group.objects.create(name="new")
     connection.close()

@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from tests.support.databases import behind, execute, put_behind, rows, value
+from tests.support.locks import terminate
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, eventually, running
 
@@ -163,11 +164,10 @@ def test_a_lock_lost_at_the_end_is_a_warning(project: Project) -> None:
 
 
 LOCK_SESSIONS = "application_name LIKE 'safemigrate %' AND datname = current_database()"
-END_LOCK = f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {LOCK_SESSIONS}"
 
 
 def test_a_lock_lost_on_the_way_is_taken_again_before_the_next_migration(project: Project) -> None:
-    project.migration(run_python(lambda apps, editor: execute(END_LOCK), atomic=False))
+    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False))
     project.migration(run_python(lambda apps, editor: None))
     printed = project.migrate("app", command="safemigrate")
     assert "Applying app.0002_step..." in printed
@@ -179,7 +179,7 @@ def test_a_lock_that_another_run_has_taken_stops_this_one(project: Project) -> N
     with ExitStack() as stack:
 
         def hand_over(apps: Any, editor: Any) -> None:
-            execute(END_LOCK)
+            terminate(LOCK_SESSIONS)
             stack.enter_context(somebody_migrating())
 
         project.migration(run_python(hand_over, atomic=False))
@@ -193,7 +193,7 @@ def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
     project: Project,
 ) -> None:
     def overtake(apps: Any, editor: Any) -> None:
-        execute(END_LOCK)
+        terminate(LOCK_SESSIONS)
         execute(
             "INSERT INTO django_migrations (app, name, applied) VALUES ('app', %s, now())",
             ["0002_step"],
@@ -209,7 +209,7 @@ def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
 def test_a_lock_that_is_lost_is_logged(
     project: Project, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    project.migration(run_python(lambda apps, editor: execute(END_LOCK), atomic=False))
+    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False))
     assert "may have migrated" in project.migrate("app", command="safemigrate", **options)
     assert [record.name for record in caplog.records if "lost" in record.message] == ["safemigrate"]
 

@@ -174,7 +174,11 @@ def test_a_migration_gives_up_its_locks_for_others(
     timeouts: list[str] = []
     alter = "ALTER TABLE thing ADD note text"
     project.migration(migrations.RunSQL(["INSERT INTO thing VALUES (1)", alter]))
-    project.migration(run_python(lambda apps, editor: timeouts.append(value("SHOW lock_timeout"))))
+    project.migration(
+        run_python(
+            lambda apps, editor: timeouts.append(value("SELECT current_setting('lock_timeout')"))
+        )
+    )
 
     def count_attempts(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         attempts.append(sql)

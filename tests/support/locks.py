@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from django.db import connection
+from django.db import connection, connections
 
 from tests.support.databases import rows, value
+from tests.support.runs import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,20 @@ def watched() -> str:
 
 def holders() -> list[tuple[Any, ...]]:
     return rows(HOLDERS)
+
+
+def terminate(sessions: str, alias: str = "default") -> None:
+    """End the sessions of which ``sessions`` is true, and wait until they are gone."""
+    which = f"FROM pg_stat_activity WHERE {sessions}"
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"SELECT pg_terminate_backend(pid) {which}")
+
+        def are_gone() -> bool:
+            # Within a transaction the view is a snapshot.
+            cursor.execute(f"SELECT pg_stat_clear_snapshot(), (SELECT count(*) {which})")
+            return bool(cursor.fetchone()[1] == 0)
+
+        eventually(are_gone)
 
 
 @contextmanager

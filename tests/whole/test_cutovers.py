@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import Group, Permission
 from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
-from django.db import IntegrityError, OperationalError, connection
+from django.db import DatabaseError, IntegrityError, connection
 from django.db import migrations as django_migrations
 
 from safemigrate import Note, healing
@@ -76,7 +76,7 @@ def has_seven(table: str) -> bool:
 def subscribe(subscription: str, uri: str) -> None:
     try:
         execute(f"CREATE SUBSCRIPTION {subscription} CONNECTION '{uri}' PUBLICATION shop")
-    except OperationalError as error:
+    except DatabaseError as error:  # InternalError before PostgreSQL 14
         if "Permission denied" not in str(error):
             raise
         pytest.skip("the server of DATABASE_URL runs as a user who can't reach an embedded one")
