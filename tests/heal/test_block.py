@@ -103,6 +103,24 @@ def test_a_retried_statement_is_reported(groups: None) -> None:
     assert [each.retried for each in report.resyncs] == [False, True]
 
 
+def test_retries_come_to_an_end(groups: None) -> None:
+    attempts: list[str] = []
+
+    def put_back(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("INSERT"):
+            attempts.append(sql)
+            elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        return run(sql, params, many, context)
+
+    with (
+        pytest.raises(IntegrityError, match="auth_group_pkey"),
+        safemigrate.healing(max_retries=2),
+        connection.execute_wrapper(put_back),
+    ):
+        Group.objects.create(name="new")
+    assert len(attempts) == 3
+
+
 def test_a_function_is_not_called_twice(functions: None) -> None:
     """It may have committed, or written elsewhere: the run ends, and the sequence is in sync."""
     with pytest.raises(IntegrityError), safemigrate.healing() as report:  # noqa: PT012
