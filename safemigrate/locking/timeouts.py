@@ -6,24 +6,22 @@ its first statement, so that the locks it has taken are given back while it wait
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from django.db import Error, OperationalError, connections, transaction
-from django.db.migrations.recorder import MigrationRecorder
+from django.db import Error, OperationalError, connections
 from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 
 from safemigrate import driver
 from safemigrate.report import Audience, logger
 from safemigrate.signals import lock_waited
-from safemigrate.sqltext import words_of_one_statement
 
 from .blockers import Watcher
 from .concurrently import can_be_repeated, invalid_indexes, queues_nobody
 from .migrations import around_migrations, noting_python
+from .savepoint import Savepoint
 from .watching import on_connecting
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 LONGEST_PAUSE, LONGEST_INTERVAL = 5.0, 0.5
 
-SET = "SELECT pg_catalog.set_config('lock_timeout', %s, %s)"
 # Behind a pooler the session is another client's in a moment.
 SET_IN_OWN_SESSION = """
 SELECT pg_catalog.current_setting('lock_timeout') AS before,
@@ -52,27 +49,8 @@ REPLACE = """
 SELECT pg_catalog.set_config('lock_timeout', %s, false) AS now
  WHERE pg_catalog.current_setting('lock_timeout') = %s
 """
-# It has to come before any query and outside of any savepoint.
-SET_TRANSACTION = re.compile(r"\bSET\s+(?:LOCAL\s+|SESSION\s+)?TRANSACTION", re.IGNORECASE)
-# They take no lock and no snapshot, and SET TRANSACTION may follow.
-MAY_PRECEDE_IT = frozenset(("set", "show", "reset"))
-SAVEPOINT = "safemigrate_migration"
-HAS_WRITTEN = "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
-# Else the server would end the session in a pause.
-STAY = "SET LOCAL idle_in_transaction_session_timeout = 0"
-MAY_RECORD = "SELECT pg_catalog.has_table_privilege(pg_catalog.to_regclass(%s), 'INSERT')"
-LOCK_RECORDS = "LOCK TABLE {} IN ROW EXCLUSIVE MODE"
 
-# Why something is not retried.
 DONE_IN_PART = "It was not retried, because a part of it may have been committed."
-PYTHON_HAS_RUN = (
-    "The migration was not retried, because Python of the project's had run in it. "
-    "If running that again does no harm, use --retry-python."
-)
-NO_SAVEPOINT = (
-    "The migration was not retried: it does not run at READ COMMITTED throughout, in the one "
-    "transaction that Django has begun for it."
-)
 
 T = TypeVar("T")
 
@@ -127,7 +105,7 @@ class _Waits:
         self.watcher = watcher
         self.retry_python = retry_python
         self._pid: int | None = None  # None behind a pooler
-        self._whole: _Whole | None = None
+        self._savepoint: Savepoint | None = None
 
     # The setting.
 
@@ -186,8 +164,8 @@ class _Waits:
                 stack.enter_context(self.watcher.statement(self._pid))
                 return execute(sql, params, many, context)
 
-        if self._whole:
-            self._whole.begin(text)
+        if self._savepoint:
+            self._savepoint.begin(text)
         if many or not self._is_idle():
             return send()
         there = self._invalid_indexes(text)
@@ -231,10 +209,12 @@ class _Waits:
         is_whole = step.editor.atomic_migration and not self.connection.savepoint_ids
         if not is_whole or step.editor.connection is not self.connection:
             return step.run()
-        self._whole = whole = _Whole(self.connection, None if self._pid else self.seconds)
+        self._savepoint = savepoint = Savepoint(
+            self.connection, "" if self._pid else _milliseconds(self.seconds)
+        )
         python_of = () if self.retry_python else step.migration.operations
         if step.is_the_projects and not self.retry_python:
-            whole.note_python()
+            savepoint.note_python()
         deferred = list(step.editor.deferred_sql)
 
         def attempt() -> ProjectState:
@@ -245,17 +225,17 @@ class _Waits:
             while step.editor.deferred_sql:
                 step.editor.execute(step.editor.deferred_sql.pop(0), None)
             with self.watcher.statement(self._pid):
-                may_record = whole.end()
+                may_record = savepoint.end()
             if is_deferring and not may_record:
                 # Something to send, and Django records it as whoever it was before.
                 step.editor.deferred_sql.append("SELECT 1")
             return state
 
         try:
-            with noting_python(python_of, whole.note_python):
-                return self._retry(attempt, whole.undo)
+            with noting_python(python_of, savepoint.note_python):
+                return self._retry(attempt, savepoint.undo)
         finally:
-            self._whole = None
+            self._savepoint = None
 
     # Both.
 
@@ -308,83 +288,6 @@ class _Waits:
         record = self.watcher.last
         remedy = f" {record}. {record.remedy}" if record else ""
         Audience(self.connection.alias).explain(error, text + remedy)
-
-
-class _Whole:
-    """A migration in a transaction of its own, with a savepoint before its first statement."""
-
-    def __init__(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:
-        self.connection = connection
-        self.seconds = seconds
-        self.is_alone: bool | None = None  # when the first statement has come
-        self.has_begun = False
-        self.has_savepoint = False
-        self.has_run_python = False
-        self.count_of_hooks = len(connection.run_on_commit)
-
-    def note_python(self) -> None:
-        self.has_run_python = True
-
-    def begin(self, text: str) -> None:
-        """Set the savepoint, if this is the first statement, and one can be gone back to.
-
-        Above READ COMMITTED the snapshot of the others would be older than the lock.
-        """
-        if self.has_begun:
-            return
-        was_alone = self.is_alone
-        if was_alone is None:
-            self.is_alone = driver.transaction_status(self.connection) == driver.IDLE
-        sets_transaction = SET_TRANSACTION.search(text) is not None
-        words = words_of_one_statement(text) or [""]
-        if words[0] in MAY_PRECEDE_IT and not sets_transaction:
-            return
-        self.has_begun = True
-        if sets_transaction or not self.is_alone:
-            return
-        with driver.cursor(self.connection) as cursor:
-            if self.seconds:
-                cursor.row(SET, [_milliseconds(self.seconds), True])
-            (level,) = cursor.row("SHOW transaction_isolation")
-            if level not in ("read committed", "read uncommitted"):
-                return
-            # After settings, the driver's own cursor may have sent something.
-            if was_alone and cursor.row(HAS_WRITTEN)[0]:
-                return
-            cursor.execute(f"SAVEPOINT {SAVEPOINT}")
-            self.has_savepoint = True
-
-    def end(self) -> bool:
-        """Wait here for the table that Django records the migration in, which it does next.
-
-        Returns False where the transaction's role may not write to it, or does not find it: the
-        migration can have changed its role or its search_path until it ends.
-        """
-        table = MigrationRecorder.Migration._meta.db_table
-        lock = LOCK_RECORDS.format(table)
-        self.begin(lock)
-        if driver.transaction_status(self.connection) == driver.IN_TRANSACTION:
-            with driver.cursor(self.connection) as cursor:
-                if not cursor.row(MAY_RECORD, [table])[0]:
-                    return False
-                cursor.execute(lock)
-        return True
-
-    def undo(self) -> str:
-        """Give back all that the migration has done, its locks too; or return why that can't be."""
-        if self.has_run_python:
-            return PYTHON_HAS_RUN
-        if not self.has_savepoint:
-            return NO_SAVEPOINT
-        try:
-            with driver.cursor(self.connection) as cursor:
-                cursor.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
-                cursor.execute(STAY)
-        except Error:  # the migration has sent a COMMIT, or the connection is gone
-            return NO_SAVEPOINT
-        del self.connection.run_on_commit[self.count_of_hooks :]
-        transaction.set_rollback(False, using=self.connection.alias)
-        return ""
 
 
 def is_lock_failure(error: BaseException) -> bool:
