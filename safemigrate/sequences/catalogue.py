@@ -522,9 +522,8 @@ key AS (
             JOIN feed AS p ON p.relation = h.inhparent AND p.sequence = f.sequence
             WHERE h.inhrelid = c.oid) AS is_heir
     ) AS h
-    -- A small column that is not unique may become so in the course of the run.
-    WHERE (l.is_unique OR c.relkind = 'f' OR h.is_heir
-           OR (c.relkind = 'r' AND (l.is_indexed OR c.relpages <= 128)))
+    -- A column that is not unique may become so in the course of the run.
+    WHERE (l.is_unique OR h.is_heir OR c.relkind IN ('r', 'f'))
       AND NOT (c.relispartition AND EXISTS (
           SELECT FROM feed AS p
           WHERE p.sequence = f.sequence

@@ -229,3 +229,31 @@ def test_a_pipelines_error_is_not_taken_for_another_statements(filled: Project, 
 
     assert len(logged) == len(set(logged))
     assert outcome.error is not None or value("SELECT count(*) FROM app_item") == 22
+
+
+@pytest.mark.parametrize("analyze", ["", "ANALYZE app_log"])
+@pytest.mark.parametrize(
+    "unique", ["ALTER TABLE app_log ADD PRIMARY KEY (id)", "CREATE UNIQUE INDEX ON app_log (id)"]
+)
+def test_a_key_that_becomes_unique_in_a_large_table(
+    filled: Project, law: Law, unique: str, analyze: str
+) -> None:
+    """The sweep does not read the table, for want of an index; the INSERT comes after one."""
+    execute("ALTER TABLE app_log DROP CONSTRAINT app_log_pkey")
+    execute("INSERT INTO app_log (name) SELECT 'log ' || n FROM generate_series(1, 50000) AS n")
+    execute(analyze or "SELECT 1")
+    filled.migration(
+        migrations.RunSQL(unique), migrations.RunSQL("INSERT INTO app_log (name) VALUES ('new')")
+    )
+    law.holds()
+
+
+def test_a_number_drawn_before_it_becomes_unique(filled: Project) -> None:
+    """The limit of the above: nobody has read the table when the number is drawn."""
+    execute("ALTER TABLE app_log DROP CONSTRAINT app_log_pkey")
+    execute("INSERT INTO app_log (name) SELECT 'log ' || n FROM generate_series(1, 50000) AS n")
+    put_behind()
+    filled.migration(migrations.RunSQL("INSERT INTO app_log (name) VALUES ('new')"))
+    filled.migrate(command="safemigrate")
+
+    assert rows("SELECT id FROM app_log WHERE name = 'new'") == [(1,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from contextlib import ExitStack
@@ -378,3 +379,18 @@ def test_a_broken_transaction_passes(groups: None) -> None:
         with pytest.raises(Error, match="aborted"), connection.cursor() as cursor:
             cursor.execute("INSERT INTO auth_group (name) VALUES ('x')")
         transaction.set_rollback(True)
+
+
+def test_in_an_event_loop_nothing_can_be_swept(groups: None) -> None:
+    """Django forbids it; that is noted, and the block goes on."""
+
+    async def enter() -> safemigrate.Report:
+        with safemigrate.healing("default") as report:
+            return report
+
+    report = asyncio.run(enter())
+
+    (note,) = report.notes
+    assert "You cannot call this from an async context" in note.text
+    assert not report.resyncs
+    assert not connection.execute_wrappers
