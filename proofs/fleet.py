@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NAME = f"fleet_{os.getpid()}"
 TEMPLATE = f"{NAME}_behind"
-LONGEST_RUN = 1.0  # seconds from when a run has the lock
+LATER = 0.05  # seconds at most, from when the run has got so far that its holder is to be killed
 # Its name holds the number of its process.
 HOLDER = """
 SELECT split_part(split_part(session.application_name, ' ', 2), '_', 1)
@@ -220,7 +220,13 @@ class Killed:
 
 
 def kills(rounds: int, processes: int, environment: dict[str, str]) -> None:
+    from django.db import connection
+
+    from tests.support.databases import binding
+
     expected = {template: after_migrate(template, environment) for template in (None, TEMPLATE)}
+    with binding(connection.alias, NAME):
+        total = applied()
     seed = random.randrange(10**6)
     moments = random.Random(seed)
     killed = Killed()
@@ -228,7 +234,7 @@ def kills(rounds: int, processes: int, environment: dict[str, str]) -> None:
         if killed.rounds < rounds:
             template = (None, TEMPLATE)[killed.rounds % 2]
             create(template)
-            if one_kill(processes, environment, moments, killed):
+            if one_kill(processes, total, environment, moments, killed):
                 killed.unlike += state() != expected[template]
     print(f"\n{killed.rounds} rounds of {processes} processes, the holder killed (seed {seed})")
     print(f"{'killed after its first Applying':45}{killed.had_begun:6}")
@@ -239,9 +245,20 @@ def kills(rounds: int, processes: int, environment: dict[str, str]) -> None:
 
 
 def one_kill(
-    processes: int, environment: dict[str, str], moments: random.Random, killed: Killed
+    processes: int,
+    total: int,
+    environment: dict[str, str],
+    moments: random.Random,
+    killed: Killed,
 ) -> bool:
-    """Start the processes, kill the one that has the lock at some moment; False if none had it."""
+    """Start the processes, kill the one that has the lock; return False if none had it then.
+
+    That is after so many of the ``total`` migrations, none included, and a moment more.
+    """
+    from django.db import connection
+
+    from tests.support.databases import binding
+
     started = [
         subprocess.Popen(
             [sys.executable, "-u", "-m", "django", "safemigrate"],
@@ -253,10 +270,14 @@ def one_kill(
         for _ in range(processes)
     ]
     running = {process.pid: process for process in started}
-    while not holder() and any(process.poll() is None for process in started):
-        time.sleep(0.01)
-    time.sleep(moments.uniform(0, LONGEST_RUN))
-    victim = running.get(holder())
+    with binding(connection.alias, NAME):
+        enough = moments.randrange(applied(), total)
+        while any(process.poll() is None for process in started):
+            if holder() and applied() >= enough:
+                break
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, LATER))
+        victim = running.get(holder())
     if victim:
         victim.kill()
     words = {process.pid: process.communicate()[0] for process in started}
@@ -279,6 +300,15 @@ def holder() -> int:
         cursor.execute(HOLDER, [NAME])
         row = cursor.fetchone()
     return int(row[0]) if row else 0
+
+
+def applied() -> int:
+    """Count the migrations that are recorded."""
+    from tests.support.databases import value
+
+    if value("SELECT to_regclass('django_migrations')") is None:
+        return 0
+    return int(value("SELECT count(*) FROM django_migrations"))
 
 
 def after_migrate(template: str | None, environment: dict[str, str]) -> Any:
