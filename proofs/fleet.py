@@ -1,10 +1,11 @@
 """
 What the migration lock is worth, and what it costs.
 
-    python proofs/fleet.py [--rounds 50] [--processes 8] [--runs 40]
+    python proofs/fleet.py [--rounds 50] [--processes 8] [--kills 50] [--runs 40]
 
 Starts several processes at once, round after round, with ``migrate`` and with ``safemigrate``, on
-an empty database and on one whose sequences are all behind, and counts those that fail. Then runs
+an empty database and on one whose sequences are all behind, and counts those that fail. Then twice
+as many at once, where the one that holds the migration lock is killed at some moment. Then runs
 ``safemigrate`` where nothing is to be done, with the lock and with ``--no-lock``, and compares the
 statements on the wire and the time. The server is DATABASE_URL's, or the embedded one.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +24,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -35,6 +39,15 @@ if TYPE_CHECKING:
 
 NAME = f"fleet_{os.getpid()}"
 TEMPLATE = f"{NAME}_behind"
+LATER = 0.05  # seconds at most, from when the run has got so far that its holder is to be killed
+# Its name holds the number of its process.
+HOLDER = """
+SELECT split_part(split_part(session.application_name, ' ', 2), '_', 1)
+  FROM pg_locks AS lock
+  JOIN pg_stat_activity AS session USING (pid)
+ WHERE lock.locktype = 'advisory' AND lock.granted AND session.datname = %s
+   AND session.application_name LIKE 'safemigrate %%'
+"""
 MODEL = """
 from django.db import migrations, models
 class Migration(migrations.Migration):
@@ -192,6 +205,138 @@ def fleet(rounds: int, processes: int, environment: dict[str, str]) -> None:
                 print(f"    {reason[:110]}")
 
 
+# --- The holder of the migration lock is killed ---------------------------------------------------
+
+
+@dataclass
+class Killed:
+    """What became of the rounds in which a holder was killed."""
+
+    rounds: int = 0
+    had_begun: int = 0  # to apply a migration
+    failed: int = 0
+    unlike: int = 0
+    reasons: set[str] = field(default_factory=set)
+
+
+def kills(rounds: int, processes: int, environment: dict[str, str]) -> None:
+    from django.db import connection
+
+    from tests.support.databases import binding
+
+    expected = {template: after_migrate(template, environment) for template in (None, TEMPLATE)}
+    with binding(connection.alias, NAME):
+        total = applied()
+    seed = random.randrange(10**6)
+    moments = random.Random(seed)
+    killed = Killed()
+    for _ in range(10 * rounds):
+        if killed.rounds < rounds:
+            template = (None, TEMPLATE)[killed.rounds % 2]
+            create(template)
+            if one_kill(processes, total, environment, moments, killed):
+                killed.unlike += state() != expected[template]
+    print(f"\n{killed.rounds} rounds of {processes} processes, the holder killed (seed {seed})")
+    print(f"{'killed after its first Applying':45}{killed.had_begun:6}")
+    print(f"{'other processes that failed':45}{killed.failed:6}")
+    print(f"{'databases unlike those of one migrate':45}{killed.unlike:6}")
+    for reason in sorted(killed.reasons):
+        print(f"    {reason[:110]}")
+
+
+def one_kill(
+    processes: int,
+    total: int,
+    environment: dict[str, str],
+    moments: random.Random,
+    killed: Killed,
+) -> bool:
+    """Start the processes, kill the one that has the lock; return False if none had it then.
+
+    That is after so many of the ``total`` migrations, none included, and a moment more.
+    """
+    from django.db import connection
+
+    from tests.support.databases import binding
+
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-u", "-m", "django", "safemigrate"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(processes)
+    ]
+    running = {process.pid: process for process in started}
+    with binding(connection.alias, NAME):
+        enough = moments.randrange(applied(), total)
+        while any(process.poll() is None for process in started):
+            if holder() and applied() >= enough:
+                break
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, LATER))
+        victim = running.get(holder())
+    if victim:
+        victim.kill()
+    words = {process.pid: process.communicate()[0] for process in started}
+    if victim is None or victim.returncode != -signal.SIGKILL:
+        return False
+    killed.rounds += 1
+    killed.had_begun += "Applying" in words[victim.pid]
+    for process in started:
+        if process is not victim and process.returncode:
+            killed.failed += 1
+            killed.reasons |= {x for x in words[process.pid].splitlines() if "rror: " in x}
+    return True
+
+
+def holder() -> int:
+    """Return the process that holds the migration lock, which its session's name tells; or 0."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(HOLDER, [NAME])
+        row = cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+def applied() -> int:
+    """Count the migrations that are recorded."""
+    from tests.support.databases import value
+
+    if value("SELECT to_regclass('django_migrations')") is None:
+        return 0
+    return int(value("SELECT count(*) FROM django_migrations"))
+
+
+def after_migrate(template: str | None, environment: dict[str, str]) -> Any:
+    """Migrate once, with every sequence in sync, and return what is there then."""
+    from django.db import connection
+
+    from tests.support.databases import binding, set_right
+
+    create(template)
+    with binding(connection.alias, NAME):
+        set_right()
+    failed, reason = one_round("migrate", 1, environment)
+    assert not failed, reason
+    return state()
+
+
+def state() -> Any:
+    """Return what a run may leave, generated keys aside, and which tables' sequences are behind."""
+    from django.db import connection
+
+    from tests.support.databases import behind, binding, rows
+    from tests.support.project import COLUMNS, CONSTRAINTS, INDEXES
+    from tests.support.twins.running import canonical
+
+    with binding(connection.alias, NAME):
+        return [behind(), canonical(), *map(rows, (COLUMNS, CONSTRAINTS, INDEXES))]
+
+
 def output(code: str, environment: dict[str, str], *args: str) -> Any:
     command = [sys.executable, "-c", code, *args]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -234,10 +379,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--runs", type=int, default=40)
     options = parser.parse_args()
     with server() as settings:
-        os.environ["DATABASE_URL"] = url(settings)
+        host = settings["HOST"] or settings["OPTIONS"].get("host", "")
+        os.environ["DATABASE_URL"] = url(settings, HOST=host)
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
         measure(options)
 
@@ -251,6 +398,7 @@ def measure(options: argparse.Namespace) -> None:
     try:
         with project(NAME) as environment:
             fleet(options.rounds, options.processes, environment)
+            kills(options.kills, 2 * options.processes, environment)
             cost(options.runs, environment)
     finally:
         execute(f"DROP DATABASE IF EXISTS {NAME} WITH (FORCE)")

@@ -17,10 +17,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -30,11 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.environments import DRIVERS, ROOT, server, virtualenv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NOTICE = re.compile(r".*  Resynced |\d+ sequences? (was|were) behind and |\[.*\] *Resynced ")
 VARYING = re.compile(r" \(\d+\.\d+s\)|(?<=Postgres process ID: )\d+")
 TENANTS = 20
+# How long a table of theirs is kept, from when the migration waits for it.
+BUSY, KEPT = ("tenant_3", "tenant_7"), 4.0
 PROJECTS = ROOT / "benchmarks" / "projects"
 
 SEQUENCES = """
@@ -108,12 +112,12 @@ class Database:
         return done.stdout
 
     def query(self, sql: str, params: Any = None) -> Rows:
-        with closing(self._connect()) as connection, connection.cursor() as cursor:
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
             connection.autocommit = True
             cursor.execute(sql, params)
             return list(cursor.fetchall()) if cursor.description else []
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
         names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
         given = {name: self.settings.get(key) for name, key in names.items()}
         return psycopg2.connect(
@@ -279,6 +283,68 @@ def no_subprocesses(base: Database) -> None:
     _same("the refusal", (done.returncode, said), (1, True), done.stderr)
 
 
+def tenants_locks(base: Database, *options: str, is_told: bool = True) -> None:
+    """Where others write to a table of two tenants, each is given up and migrated after."""
+    healthy, busy = base.clone("healthy"), base.clone("busy")
+    for database in (healthy, busy):
+        database.put_right()
+    expected = healthy.manage("migrate", *options)
+    stalls: dict[str, float] = {}
+    with ExitStack() as stack:
+        for schema in BUSY:
+            stack.enter_context(_writing(busy, schema, stalls))
+        actual = busy.manage("safemigrate", "--lock-timeout=1", *options)
+    _same("the exit status", (actual.returncode, expected.returncode), (0, 0), actual.stderr)
+    for schema in BUSY:
+        told = f"ShareRowExclusiveLock on {schema}.shop_product, blocked by pid " in actual.stderr
+        _same(f"what is told of {schema}", told, is_told, actual.stderr)
+        _same(f"that {schema} was met", stalls[schema] > 0.2, True, str(stalls))
+        _same(f"a stall in {schema}", stalls[schema] > KEPT / 2, False, str(stalls))
+    mine, other = busy.contents(), healthy.contents()
+    for name in sorted(mine.keys() | other.keys()):
+        _same(name, mine.get(name), other.get(name))
+    healthy.drop()
+    busy.drop()
+
+
+def tenants_locks_in_processes(base: Database) -> None:
+    tenants_locks(base, MULTIPROCESSING, is_told=False)
+
+
+@contextmanager
+def _writing(database: Database, schema: str, stalls: dict[str, float]) -> Iterator[None]:
+    """Keep a table from when the block begins until it was waited for; note others' stalls."""
+    table, is_over = f"{schema}.shop_product", Event()
+    keeper, writer = database.connect(), database.connect()
+    writer.autocommit = True
+    with keeper.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+
+    def keep() -> None:
+        with closing(keeper):
+            waiting = "SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND NOT granted"
+            while not is_over.wait(0.05) and not database.query(waiting, [table]):
+                pass
+            is_over.wait(KEPT)
+
+    def write() -> None:
+        with closing(writer), writer.cursor() as cursor:
+            while not is_over.wait(0.05):
+                before = time.monotonic()
+                cursor.execute(f"UPDATE {table} SET name = name WHERE false")
+                stalls[schema] = max(stalls.get(schema, 0.0), time.monotonic() - before)
+
+    threads = [Thread(target=keep), Thread(target=write)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
 THEIR_TESTS = """
 import pytest
 from shop.models import Tag
@@ -322,6 +388,8 @@ PACKAGES = [
                 ours=("safemigrate", "--schema=tenant_3"),
             ),
             "subprocess executor": no_subprocesses,
+            "lock timeout": tenants_locks,
+            "lock timeout, multiprocessing executor": tenants_locks_in_processes,
         },
     ),
     Package(
