@@ -49,13 +49,19 @@ class Disturbed:
             self._tables.setdefault(name, _Table()).is_unchecked = True
 
     def is_unchecked(self, insert: Write) -> bool:
-        return self._tables[insert.name].is_unchecked
+        """Tell whether the sweep could not check what the INSERT draws from.
+
+        Once the run has given keys, those that were there before can't be told from them: then it
+        is a disturbed table like any other.
+        """
+        table = self._tables.get(insert.name)
+        return table is not None and table.is_unchecked and not table.is_disturbed_for(insert)
 
     def needs_recheck(self, insert: Write, *, is_leading: bool) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
         table = self._tables.get(insert.name)
-        return table is not None and (
-            table.is_unchecked or (is_leading and table.is_disturbed_for(insert))
+        return self.is_unchecked(insert) or (
+            table is not None and is_leading and table.is_disturbed_for(insert)
         )
 
     def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:

@@ -97,9 +97,10 @@ class Wrapper:
             for findings in sweep(self.connection, schemas=schemas, move=self._move):
                 for finding in findings:
                     self.audience.tell_of(finding, is_expected=self._move)
-                    keys = finding.sequence.keys
+                    keys, status = finding.sequence.keys, finding.status
                     # What is too large to be read is read once an index has made it unique.
-                    if finding.status == "unknown" or not all(key.is_unique for key in keys):
+                    may_become_unique = not all(key.is_unique for key in keys)
+                    if status == "unknown" or (status == "not judged" and may_become_unique):
                         self._disturbed.mark_unchecked(key.table for key in keys)
 
     def _recheck(self, insert: Write) -> None:

@@ -257,3 +257,23 @@ def test_a_number_drawn_before_it_becomes_unique(filled: Project) -> None:
     filled.migrate(command="safemigrate")
 
     assert rows("SELECT id FROM app_log WHERE name = 'new'") == [(1,)]
+
+
+GIVE = {
+    "insert": "INSERT INTO app_log (id, name) VALUES (900000, 'given')",
+    "update": "UPDATE app_log SET id = 900000 WHERE id = 1",
+}
+
+
+@pytest.mark.parametrize("count", [1, 50_000], ids=["small", "large"])
+@pytest.mark.parametrize("give", GIVE.values(), ids=GIVE)
+def test_a_free_number_of_what_becomes_unique_is_used(
+    filled: Project, law: Law, count: int, give: str
+) -> None:
+    """The run gives a key far ahead, makes the number unique, and draws the next, in sync."""
+    execute("ALTER TABLE app_log DROP CONSTRAINT app_log_pkey")
+    execute(f"INSERT INTO app_log (name) SELECT 'log ' || n FROM generate_series(1, {count}) AS n")
+    unique = "ALTER TABLE app_log ADD PRIMARY KEY (id)"
+    draw = "INSERT INTO app_log (name) VALUES ('drawn')"
+    filled.migration(migrations.RunSQL([give, unique, draw]))
+    law.holds(put_back=["django_migrations"])
