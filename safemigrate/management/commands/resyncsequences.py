@@ -182,7 +182,7 @@ class Command(BaseCommand):
         if self.labels:
             return feeds_of_tables(connection, self._tables_of_apps(connection))
         if tables := self.options["tables"]:
-            with _naming_what_is_there():
+            with _refusing_unknown_tables():
                 return feeds_of(connection, tables)
         return feeds_in(connection, self._schemas(connection))
 
@@ -190,7 +190,7 @@ class Command(BaseCommand):
         """List what is lost; with --restore-defaults what could not be restored."""
         needs = expected.needs_of_apps(connection, self.labels)
         if tables := self.options["tables"]:
-            with _naming_what_is_there():
+            with _refusing_unknown_tables():
                 places = {place_of(connection, name) for name in tables}
             schemas = [schema for schema, _ in places]
             found = expected.losses(connection, needs, schemas)
@@ -329,7 +329,7 @@ class Command(BaseCommand):
 
 
 @contextmanager
-def _naming_what_is_there() -> Iterator[None]:
+def _refusing_unknown_tables() -> Iterator[None]:
     try:
         yield
     except LookupError as error:
