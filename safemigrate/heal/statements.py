@@ -57,7 +57,7 @@ READING = frozenset(
 NESTING = frozenset("with explain prepare merge copy create".split())
 # Statements that insert themselves, unless one of these may make room for the row first.
 INSERTING = frozenset("insert with merge".split())
-CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*\((?P<columns>[^()]*)\)", _FLAGS)
+CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
 REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
@@ -194,11 +194,16 @@ def _inserts_at_once(verb: str, sql: str, start: int) -> bool:
 
 
 def _may_give_way(sql: str, insert: Write) -> bool:
-    """Tell whether a row that is there may keep one out by a value that the INSERT gives itself."""
+    """Tell whether a row that is there may keep one out by a value that the INSERT gives itself.
+
+    An expression or a constraint's name may stand for such values.
+    """
     conflict = CONFLICT.search(sql, max(0, len(sql) - LONGEST_CONFLICT))
     if not (conflict and insert.columns):
         return False
-    return insert.columns.issuperset(map(_unquoted, NAMES.findall(conflict["columns"])))
+    return conflict["columns"] is None or insert.columns.issuperset(
+        map(_unquoted, NAMES.findall(conflict["columns"]))
+    )
 
 
 def _unquoted(name: str) -> str:

@@ -62,6 +62,8 @@ def test_inserts(sql: str, name: str, columns: set[str] | None) -> None:
         ("INSERT INTO tag (name) VALUES ('x') ON CONFLICT (id) DO NOTHING", True),
         ('INSERT INTO tag (name, x) VALUES (%s, 1) on conflict("name") DO NOTHING', False),
         ("INSERT INTO tag (name) VALUES ('x') ON CONFLICT (name, id) DO NOTHING", True),
+        ("INSERT INTO tag (name) VALUES ('x') ON CONFLICT (lower(name)) DO NOTHING", False),
+        ("INSERT INTO tag (name) VALUES ('x') ON CONFLICT ON CONSTRAINT c DO NOTHING", False),
         ("SET search_path = x; INSERT INTO tag (name) VALUES ('x')", False),
         ("EXPLAIN INSERT INTO tag (name) VALUES ('x')", False),
         ("PREPARE p AS INSERT INTO tag (name) VALUES ($1)", False),

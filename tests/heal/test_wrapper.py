@@ -449,13 +449,15 @@ def test_on_conflict_by_hand(project: Project, law: Law, conflict: str, atomic: 
 
 @ATOMIC
 @pytest.mark.parametrize("behind", ["django_migrations", "app_tag"])
+@pytest.mark.parametrize("target", ["(name)", "ON CONSTRAINT by_name", "(lower(name))"])
 def test_a_row_that_is_there_may_take_a_value_that_is_taken(
-    project: Project, law: Law, behind: str, atomic: bool
+    project: Project, law: Law, behind: str, target: str, atomic: bool
 ) -> None:
     """The conflict with its name comes before that with the key: a draw that does no harm."""
     old_tags(project)
-    execute("ALTER TABLE app_tag ADD UNIQUE (name)")
-    upsert = "INSERT INTO app_tag (name) VALUES ('old'), ('new') ON CONFLICT (name) DO UPDATE"
+    execute("ALTER TABLE app_tag ADD CONSTRAINT by_name UNIQUE (name)")
+    execute("CREATE UNIQUE INDEX ON app_tag (lower(name))")
+    upsert = f"INSERT INTO app_tag (name) VALUES ('old'), ('new') ON CONFLICT {target} DO UPDATE"
     project.migration(
         migrations.RunSQL("INSERT INTO app_tag (id, name) VALUES (4, 'given')"),
         migrations.RunSQL(f"{upsert} SET name = excluded.name"),
