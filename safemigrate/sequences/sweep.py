@@ -165,7 +165,8 @@ for _part, _text in {
 # Names are never put into the block's text, which they might end.
 SCHEMAS_TO_SWEEP = """
     SELECT pg_catalog.set_config(
-        'safemigrate.schemas', %s::pg_catalog.text[]::pg_catalog.text, true)
+               'safemigrate.schemas', %s::pg_catalog.text[]::pg_catalog.text, true),
+           EXISTS (SELECT FROM pg_catalog.pg_sequence) AS has_sequences
 """
 SUSPECTS = """
     SELECT pg_catalog.current_setting('safemigrate.suspects')::pg_catalog.oid[] AS suspects
@@ -298,7 +299,8 @@ def _suspects(connection: BaseDatabaseWrapper, schemas: Iterable[str] | None) ->
     names = list(all_schemas(connection) if schemas is None else schemas)
     try:
         with checking(connection) as cursor:
-            cursor.execute(SCHEMAS_TO_SWEEP, [names])
+            if not cursor.row(SCHEMAS_TO_SWEEP, [names]).has_sequences:
+                return []  # a new database: to plan the block takes longer than to run it
             cursor.execute(SWEEP)
             suspects = set(cursor.row(SUSPECTS).suspects)
             if not suspects:
