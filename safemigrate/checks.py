@@ -12,7 +12,8 @@ from django.db import connections
 
 from safemigrate import conf
 from safemigrate.printing import printable
-from safemigrate.sequences.expected import losses, needs_of_apps
+from safemigrate.sequences.expected import losses
+from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
 
 if TYPE_CHECKING:

@@ -88,6 +88,11 @@ def transaction_status(connection: BaseDatabaseWrapper) -> int:
     return int(connection.connection.info.transaction_status)
 
 
+def server_version(connection: BaseDatabaseWrapper) -> int:
+    """Return what the server said of itself when it was connected to, such as 150004."""
+    return int(connection.connection.info.server_version)
+
+
 def is_closed(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is None or bool(connection.connection.closed)
 

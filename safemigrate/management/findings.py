@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from safemigrate.sequences.catalogue import Obstacle
-    from safemigrate.sequences.expected import Loss
+    from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.state import Finding
 
 

@@ -15,6 +15,7 @@ from .findings import new_next_value, obstacles_of, reasons_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.state import Finding
 
     from .findings import Tally
@@ -127,7 +128,7 @@ def _document(finding: Finding) -> dict[str, Any]:
     }
 
 
-def annotation(finding: Finding) -> str:
+def annotation(title: str, what: Finding | Loss) -> str:
     """Return GitHub's command for a warning on the page of a workflow's run."""
-    text = printable(str(finding)).replace("%", "%25")
-    return f"::warning title=Sequence behind::{text}"
+    text = printable(str(what)).replace("%", "%25")
+    return f"::warning title={title}::{text}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.sequences.expected import Loss
+    from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.state import Finding
 
 
@@ -47,17 +47,22 @@ def restored(
 
 def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
     """Yield what was lost, and what to type; ``to_restore`` is the command that restores it."""
+    by_cure: dict[tuple[str, ...], list[Loss]] = {}
     for loss in losses:
-        yield one_line(str(loss))
-        if loss.is_restorable:
-            yield f"  type: {to_restore}"
-        elif loss.sql:
-            yield from (f"  type: {one_line(statement)}" for statement in loss.sql)
-        else:
-            yield (
-                "  make it a smallint, integer or bigint, or run --restore-defaults as the "
-                "table's owner"
-            )
+        by_cure.setdefault(_cure(loss, to_restore), []).append(loss)
+    for cure, lost in by_cure.items():
+        yield from (one_line(str(loss)) for loss in lost)
+        yield from (f"  {one_line(line)}" for line in cure)
+
+
+def _cure(loss: Loss, to_restore: str) -> tuple[str, ...]:
+    if loss.is_restorable:
+        return (f"type: {to_restore}",)
+    if loss.sql:
+        return tuple(f"type: {statement}" for statement in loss.sql)
+    return (
+        "make it a smallint, integer or bigint, or run --restore-defaults as the table's owner",
+    )
 
 
 def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:

@@ -6,17 +6,16 @@ keys. Django leaves an auto field out of its INSERT, so the catalogue has to fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from django.apps import apps
-from django.db import router, transaction
+from django.db import transaction
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.models import AutoField
 
 from safemigrate import driver
 
 from .catalogue import CODE_OF_OTHERS, FEEDS
+from .collations import mismatches
+from .needs import WANTED, Loss, Need, parameters_of
 from .state import SETTINGS, Finding, checking, sign_of
 
 if TYPE_CHECKING:
@@ -28,41 +27,6 @@ INTEGERS = ("smallint", "integer", "bigint")
 # From so much of a range on somebody should think of a wider one.
 NEARLY_USED_UP = 80
 LOCK_TIMEOUT = "3s"
-
-Status = Literal["lost default", "foreign sequence", "lost key"]
-
-
-class Need(NamedTuple):
-    """A model's primary key; ``schema`` is None where the model's table names none."""
-
-    schema: str | None
-    table: str
-    column: str
-    is_auto: bool
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a model's primary key needs and the column does not have.
-
-    ``sql`` puts it back, past the largest key; empty where a human has to decide how. A lost key is
-    never put back unasked: its first statement finds the rows that stand in the way.
-    """
-
-    schema: str
-    table: str
-    column: str
-    status: Status
-    reason: str
-    sql: tuple[str, ...] = ()
-
-    @property
-    def is_restorable(self) -> bool:
-        return self.status != "lost key" and bool(self.sql)
-
-    def __str__(self) -> str:
-        return f"{self.schema}.{self.table}.{self.column}: {self.status}; {self.reason}"
-
 
 # Nothing fills the column when an INSERT leaves it out; a trigger before the INSERT may.
 IS_UNFILLED = """
@@ -99,23 +63,7 @@ OWNER_OF_SEQUENCE = f"""
 # key of their own; a key that is unique only together with other columns is somebody's decision,
 # and so is another primary key.
 LOSSES = f"""
-WITH wanted AS MATERIALIZED (
-    SELECT w.place, w.is_auto, c.oid, a.attnum::pg_catalog.int4 AS attribute
-    FROM ROWS FROM (
-        pg_catalog.unnest(%(own_schemas)s::pg_catalog.text[]),
-        pg_catalog.unnest(%(tables)s::pg_catalog.text[]),
-        pg_catalog.unnest(%(columns)s::pg_catalog.text[]),
-        pg_catalog.unnest(%(autos)s::pg_catalog.bool[])
-    ) WITH ORDINALITY AS w (schema, table_name, column_name, is_auto, place)
-    JOIN pg_catalog.pg_class AS c
-      ON c.relname = w.table_name::pg_catalog.name AND c.relkind IN ('r', 'p')
-    JOIN pg_catalog.pg_namespace AS n
-      ON n.oid = c.relnamespace
-     AND CASE WHEN w.schema IS NULL THEN n.nspname = ANY (%(schemas)s::pg_catalog.name[])
-              ELSE n.nspname = w.schema END
-    JOIN pg_catalog.pg_attribute AS a
-      ON a.attrelid = c.oid AND a.attname = w.column_name::pg_catalog.name AND NOT a.attisdropped
-),
+WITH {WANTED},
 feed AS MATERIALIZED (
     SELECT f.sequence, f.relation, f.attribute
     FROM ({FEEDS.format(relation="= ANY (ARRAY (SELECT w.oid FROM wanted AS w))")}) AS f
@@ -203,9 +151,10 @@ IDENTITY = (
     FROM {table}
     HAVING pg_catalog.max({column}) > 0;""",
 )
-# As it made one before.
+# As it made one before; a serial that became a bigserial takes its sequence along.
 OWN_SEQUENCE = (
     "ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;",
+    "ALTER SEQUENCE {own} AS {type};",
     "ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT pg_catalog.nextval({own_text});",
     "ALTER SEQUENCE {own} OWNED BY {table}.{column};",
     """
@@ -238,58 +187,15 @@ CANNOT_RECORD = f"""
 """
 
 
-def needs_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Need]:
-    """List the primary keys of the apps' models; without labels of all, and of Django's record.
-
-    Raises LookupError for a label that no installed app has.
-    """
-    configs = [apps.get_app_config(label) for label in labels] or list(apps.get_app_configs())
-    models: list[Any] = [] if labels else [MigrationRecorder.Migration]
-    for config in configs:
-        models += [
-            model
-            for model in config.get_models(include_auto_created=True)
-            if router.allow_migrate_model(connection.alias, model)
-        ]
-    return needs_of(connection, models)
-
-
-def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Need]:
-    """List the primary keys of those models that have a table of their own here."""
-    return [
-        need
-        for model in models
-        if model._meta.can_migrate(connection)
-        for need in _needs(model._meta, connection)
-    ]
-
-
-def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
-    # A db_table may hold a schema and quotes of its own: 'shop"."order'.
-    *schema, table = connection.ops.quote_name(options.db_table)[1:-1].split('"."')
-    for field in options.local_concrete_fields:
-        if field.primary_key:
-            # One of the project's own may leave its numbers to the program.
-            kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
-            is_filled = "identity" in kind or "serial" in kind
-            is_auto = isinstance(field, AutoField) and is_filled
-            yield Need(schema[0] if schema else None, table, field.column, is_auto)
-
-
 def losses(
     connection: BaseDatabaseWrapper, needs: list[Need], schemas: Iterable[str]
 ) -> list[Loss]:
     """Compare what models need with the catalogue, wherever ``schemas`` have the tables."""
-    parameters = {
-        "own_schemas": [need.schema for need in needs],
-        "tables": [need.table for need in needs],
-        "columns": [need.column for need in needs],
-        "autos": [need.is_auto for need in needs],
-        "schemas": list(schemas),
-    }
+    parameters = parameters_of(needs, schemas)
     with checking(connection) as cursor:
-        rows = cursor.rows(LOSSES, parameters)
-    return [loss for row in rows for loss in _losses(row)]
+        lost = cursor.rows(LOSSES, parameters)
+        stale = mismatches(cursor, parameters, driver.server_version(connection))
+    return [loss for row in lost for loss in _losses(row)] + stale
 
 
 def _losses(row: Any) -> Iterator[Loss]:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 # A gap of this many values is walked with nextval(), which cannot move a sequence backward,
 # whatever other sessions do meanwhile. A wider one is jumped with setval(). Each of up to 32
-# sessions may take a whole cache between our reading and our setting.
+# sessions may take a whole cache between our reading and our setting. Near the end of its range,
+# where the walk's own cache would use up the rest, a sequence is jumped as well.
 WALK = 1_000
 WALKED_CACHES = 32
 # The high half of our advisory locks' keys; the low half is the sequence's oid.
@@ -54,7 +55,9 @@ turn AS MATERIALIZED (
 ),
 state AS MATERIALIZED ({state}),
 goal AS MATERIALIZED (
-    SELECT s.target, {sign} * (s.target - s.next_value) / {stride} AS steps
+    SELECT s.target,
+           {sign} * (s.target - s.next_value) / {stride} > {walk}
+           OR ({may_jump} AND {sign} * ({last} - s.target) / {stride} < {cache} - 1) AS is_jump
     FROM state AS s
     WHERE s.target IS NOT NULL AND (s.misfit IS NULL OR s.misfit = {forced})
 ),
@@ -62,12 +65,12 @@ jump (value) AS MATERIALIZED (
     SELECT pg_catalog.setval({oid}::pg_catalog.regclass, g.target::pg_catalog.int8)
     FROM goal AS g
     JOIN turn AS t ON t.is_mine
-    WHERE g.steps > {walk}
+    WHERE g.is_jump
 ),
 walk (value) AS (
     SELECT pg_catalog.nextval({oid}::pg_catalog.regclass)
     FROM goal AS g
-    WHERE g.steps <= {walk}
+    WHERE NOT g.is_jump
     UNION ALL
     SELECT pg_catalog.nextval({oid}::pg_catalog.regclass)
     FROM walk AS w
@@ -114,6 +117,8 @@ def _move(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
             oid=sequence.oid,
             sign=sign_of(sequence),
             stride=abs(sequence.increment),
+            last=sequence.highest if sequence.increment > 0 else sequence.lowest,
+            cache=sequence.cache,
             lock=LOCK_SPACE + sequence.oid,
             may_jump="true" if sequence.is_settable else "false",
             forced="'cramped'" if terms.force else "NULL",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,18 @@ def test_json(lost: None) -> None:
         each["status"]
         for each in json.loads(resyncsequences("--json", "--restore-defaults", status=1))["lost"]
     ] == ["lost key"]
+
+
+def test_github_is_told(lost: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    resyncsequences("--check", status=1, stderr=err)
+    assert err.getvalue() == (
+        "::warning title=Lost by a table::public.auth_group.id: lost default; it has no default or "
+        "identity\n"
+        "::warning title=Lost by a table::public.auth_user_groups.id: lost key; it has no primary "
+        "key or valid unique index\n"
+    )
 
 
 def test_one_that_is_locked(lost: None, database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,8 @@ from django.db import connection, models
 from django.test import modify_settings
 from django.test.utils import isolate_apps
 
-from safemigrate.sequences.expected import (
-    Loss,
-    Need,
-    losses,
-    needs_of,
-    needs_of_apps,
-    percent_used,
-    restore,
-)
+from safemigrate.sequences.expected import losses, percent_used, restore
+from safemigrate.sequences.needs import Loss, Need, needs_of, needs_of_apps
 from safemigrate.sequences.sweep import all_schemas, current_schemas, feeds_in, survey
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
@@ -158,6 +151,20 @@ def test_a_serial_whose_sequence_is_still_there(healthy: Project, owned: str, st
     largest, given = value(f"SELECT max(id) FROM {TABLE}"), value(f"SELECT nextval('{sequence}')")
     assert largest < given <= largest + step
     assert step == 1 or given % step == 5
+
+
+def test_a_sequence_of_a_serial_that_became_a_bigserial(healthy: Project) -> None:
+    execute(
+        f"""
+        ALTER TABLE {TABLE} ALTER id DROP IDENTITY;
+        CREATE SEQUENCE {TABLE}_id_seq AS integer;
+        DELETE FROM {TABLE} WHERE permission_id = 1;
+        UPDATE {TABLE} SET id = 3000000000 WHERE permission_id = 2
+        """
+    )
+    restore_all()
+    insert = f"INSERT INTO {TABLE} (group_id, permission_id) VALUES (1, 1) RETURNING id"
+    assert value(insert) == 3000000001
 
 
 # --- By the real tools ----------------------------------------------------------------------------

@@ -306,6 +306,17 @@ def test_what_a_cache_leaves_for_other_sessions(ill: None, database: str) -> Non
         assert cursor.fetchone() == (finding.moved_to + 1,)
 
 
+def test_a_cache_that_a_walk_would_exhaust(ill: None, database: str) -> None:
+    """Drawing one value takes 20,000, and the range ends at 32,767."""
+    execute("ALTER TABLE t ALTER id TYPE smallint; ALTER SEQUENCE t_id_seq AS smallint CACHE 20000")
+    execute("SELECT setval('t_id_seq', 15000); INSERT INTO t VALUES (15003)")
+    (finding,) = found(move=True)
+    assert finding.moved_to == 15003
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("INSERT INTO t DEFAULT VALUES RETURNING id")
+        assert cursor.fetchone() == (15004,)
+
+
 def test_exhausted(ill: None) -> None:
     execute("INSERT INTO t VALUES (2147483647)")
     notes, _ = collide()

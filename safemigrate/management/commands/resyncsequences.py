@@ -22,7 +22,8 @@ from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
 from safemigrate.printing import one_line, printable
-from safemigrate.sequences import expected
+from safemigrate.sequences.expected import losses as losses_of
+from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import (
     current_schemas,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.catalogue import Feed
-    from safemigrate.sequences.expected import Loss
+    from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.state import Finding
 
 # Exit statuses; 2 is argparse's own for what can't be meant.
@@ -147,6 +148,8 @@ class Command(BaseCommand):
         try:
             with ending_on_signals(connection):
                 self.tally.lost = self._lost(connection)
+                for loss in self.tally.lost:
+                    self._annotate("Lost by a table", loss)
                 self._go_through(connection, self._feeds(connection))
         except Error as error:
             raise _failure(connection, error) from error
@@ -188,16 +191,16 @@ class Command(BaseCommand):
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what could not be restored."""
-        needs = expected.needs_of_apps(connection, self.labels)
+        needs = needs_of_apps(connection, self.labels)
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 places = {place_of(connection, name) for name in tables}
             schemas = [schema for schema, _ in places]
-            found = expected.losses(connection, needs, schemas)
+            found = losses_of(connection, needs, schemas)
             found = [loss for loss in found if (loss.schema, loss.table) in places]
         else:
             schemas = current_schemas(connection) if self.labels else self._schemas(connection)
-            found = expected.losses(connection, needs, schemas)
+            found = losses_of(connection, needs, schemas)
             if self.options["schemas"]:  # a model may name another one itself
                 found = [loss for loss in found if loss.schema in schemas]
         if self.options["dry_run"] or not self.options["restore_defaults"]:
@@ -245,7 +248,8 @@ class Command(BaseCommand):
             for finding in findings:
                 self.tally.add(finding)
                 self.format.add(finding)
-                self._annotate(finding)
+                if finding.is_behind:
+                    self._annotate("Sequence behind", finding)
             self.progress.show(self.tally.counts.total())
 
     # What is told.
@@ -290,9 +294,9 @@ class Command(BaseCommand):
         if self.options["verbosity"] and not self.options["as_json"]:
             self._write(f"{'-- ' if self.options['dry_run'] else ''}{text}")
 
-    def _annotate(self, finding: Finding) -> None:
-        if finding.is_behind and os.environ.get("GITHUB_ACTIONS") == "true":
-            self.stderr.write(annotation(finding), style_func=str)
+    def _annotate(self, title: str, what: Finding | Loss) -> None:
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            self.stderr.write(annotation(title, what), style_func=str)
 
     def _clear_progress(self) -> None:
         if self.progress:

@@ -1,0 +1,120 @@
+"""What models need of their tables, and how it is told what of that is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from django.apps import apps
+from django.db import router
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import AutoField
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+Status = Literal["lost default", "foreign sequence", "lost key", "collation mismatch"]
+
+
+class Need(NamedTuple):
+    """A model's primary key; ``schema`` is None where the model's table names none."""
+
+    schema: str | None
+    table: str
+    column: str
+    is_auto: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a model's table needs of ``column`` and does not have.
+
+    ``sql`` puts it back, a default past the largest key; empty where a human has to decide how. No
+    index is made unasked: of a lost key the first statement finds the rows that stand in the way.
+    """
+
+    schema: str
+    table: str
+    column: str
+    status: Status
+    reason: str
+    sql: tuple[str, ...] = ()
+
+    @property
+    def is_restorable(self) -> bool:
+        return self.status in ("lost default", "foreign sequence") and bool(self.sql)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}.{self.column}: {self.status}; {self.reason}"
+
+
+# The tables of the needs that are there, wherever the schemas have them.
+WANTED = """
+wanted AS MATERIALIZED (
+    SELECT w.place, w.is_auto, c.oid, a.attnum::pg_catalog.int4 AS attribute
+    FROM ROWS FROM (
+        pg_catalog.unnest(%(own_schemas)s::pg_catalog.text[]),
+        pg_catalog.unnest(%(tables)s::pg_catalog.text[]),
+        pg_catalog.unnest(%(columns)s::pg_catalog.text[]),
+        pg_catalog.unnest(%(autos)s::pg_catalog.bool[])
+    ) WITH ORDINALITY AS w (schema, table_name, column_name, is_auto, place)
+    JOIN pg_catalog.pg_class AS c
+      ON c.relname = w.table_name::pg_catalog.name AND c.relkind IN ('r', 'p')
+    JOIN pg_catalog.pg_namespace AS n
+      ON n.oid = c.relnamespace
+     AND CASE WHEN w.schema IS NULL THEN n.nspname = ANY (%(schemas)s::pg_catalog.name[])
+              ELSE n.nspname = w.schema END
+    JOIN pg_catalog.pg_attribute AS a
+      ON a.attrelid = c.oid AND a.attname = w.column_name::pg_catalog.name AND NOT a.attisdropped
+)"""
+
+
+def needs_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Need]:
+    """List the primary keys of the apps' models; without labels of all, and of Django's record.
+
+    Raises LookupError for a label that no installed app has.
+    """
+    configs = [apps.get_app_config(label) for label in labels] or list(apps.get_app_configs())
+    models: list[Any] = [] if labels else [MigrationRecorder.Migration]
+    for config in configs:
+        models += [
+            model
+            for model in config.get_models(include_auto_created=True)
+            if router.allow_migrate_model(connection.alias, model)
+        ]
+    return needs_of(connection, models)
+
+
+def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Need]:
+    """List the primary keys of those models that have a table of their own here."""
+    return [
+        need
+        for model in models
+        if model._meta.can_migrate(connection)
+        for need in _needs(model._meta, connection)
+    ]
+
+
+def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
+    # A db_table may hold a schema and quotes of its own: 'shop"."order'.
+    *schema, table = connection.ops.quote_name(options.db_table)[1:-1].split('"."')
+    for field in options.local_concrete_fields:
+        if field.primary_key:
+            # One of the project's own may leave its numbers to the program.
+            kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
+            is_filled = "identity" in kind or "serial" in kind
+            is_auto = isinstance(field, AutoField) and is_filled
+            yield Need(schema[0] if schema else None, table, field.column, is_auto)
+
+
+def parameters_of(needs: list[Need], schemas: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters of :data:`WANTED`."""
+    return {
+        "own_schemas": [need.schema for need in needs],
+        "tables": [need.table for need in needs],
+        "columns": [need.column for need in needs],
+        "autos": [need.is_auto for need in needs],
+        "schemas": list(schemas),
+    }
