@@ -1,6 +1,6 @@
 """What real projects' databases lose is found and put back, and nothing is found where all is well.
 
-    python proofs/lost.py [contrib wagtail django-cms django-oscar pgloader ...]
+    python proofs/lost.py [contrib example wagtail django-cms django-oscar pgloader ...]
 
 Each project is migrated by plain ``migrate``: ``resyncsequences --check`` has to find nothing lost.
 Then every identity is dropped, and each has to be found, and to be as it was after
@@ -32,6 +32,7 @@ from tests.support.environments import DRIVERS, ROOT, server, virtualenv
 NAME = "safemigrate_lost"
 PROJECTS = {
     "contrib": [],
+    "example": [],
     "wagtail": ["wagtail"],
     "django-cms": ["django-cms", "packaging"],
     "django-oscar": ["django-oscar", "sorl-thumbnail"],
@@ -56,6 +57,8 @@ DATABASES = {"default": json.loads(os.environ["TEST_DATABASE"])}
 names = "contenttypes auth sessions sites flatpages redirects admin messages staticfiles"
 INSTALLED_APPS = [f"django.contrib.{name}" for name in names.split()] + ["safemigrate"]
 match os.environ["PROJECT"]:
+    case "example":
+        INSTALLED_APPS += ["shop"]
     case "wagtail":
         names = "contrib.forms contrib.redirects embeds sites users snippets documents images " \\
             "search admin"
@@ -117,7 +120,7 @@ class Project:
         environment = {
             "DJANGO_SETTINGS_MODULE": "settings",
             "PROJECT": self.name,
-            "PYTHONPATH": os.pathsep.join(map(str, (self.folder, ROOT))),
+            "PYTHONPATH": os.pathsep.join(map(str, (self.folder, ROOT, ROOT / "example_project"))),
             "TEST_DATABASE": json.dumps(database or self.settings),
         }
         done = subprocess.run(

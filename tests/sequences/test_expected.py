@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from subprocess import CalledProcessError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, models
+from django.db import connection
 from django.test import modify_settings
-from django.test.utils import isolate_apps
 
 from safemigrate.sequences.expected import losses, percent_used, restore
-from safemigrate.sequences.needs import Loss, Need, needs_of, needs_of_apps
+from safemigrate.sequences.needs import Loss, Need, needs_of_apps
 from safemigrate.sequences.sweep import all_schemas, current_schemas, feeds_in, survey
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
@@ -315,81 +314,6 @@ def test_django_s_own_apps(database: str) -> None:
         assert {"django_session", "auth_user_groups", "django_migrations"} <= tables
         execute("ALTER TABLE django_session DROP CONSTRAINT django_session_pkey")
         assert statuses() == {"django_session": ["lost key"]}
-
-
-def model(name: str, base: Any = models.Model, meta: Any = (), **fields: Any) -> Any:
-    options = type("Meta", (), {"app_label": "app", **dict(meta)})
-    return type(name, (base,), {"__module__": __name__, "Meta": options, **fields})
-
-
-@isolate_apps("tests.app")
-def test_models_of_every_kind(database: str) -> None:
-    place = model("Place")
-    cafe = model("Cafe", place)
-    unique = model("Unique", id=models.UUIDField(primary_key=True))
-    elsewhere = model("Elsewhere", meta={"db_table": 'B b"."else where'})
-    number = models.SmallAutoField(primary_key=True, db_column="Number %")
-    others = models.ManyToManyField("self")
-    kinds = [
-        place,
-        cafe,
-        unique,
-        elsewhere,
-        model("Quoted", meta={"db_table": '"B b"."%s"'}, number=number, others=others),
-        model("Proxy", place, meta={"proxy": True}),
-        model("Unmanaged", meta={"managed": False}),
-        model("Swapped", meta={"swappable": "AUTH_USER_MODEL"}),
-    ]
-    execute('CREATE SCHEMA "B b"')
-    with connection.schema_editor() as editor:
-        for kind in (place, cafe, unique, elsewhere):
-            editor.create_model(kind)
-    execute('CREATE TABLE "B b"."%%s" ("Number %%" smallserial PRIMARY KEY)', ())
-    execute("CREATE TABLE app_unmanaged (id int); CREATE TABLE app_swapped (id int)")
-    needs = needs_of(connection, kinds)
-    assert needs == [
-        Need(None, "app_place", "id", is_auto=True),
-        Need(None, "app_cafe", "place_ptr_id", is_auto=False),
-        Need(None, "app_unique", "id", is_auto=False),
-        Need("B b", "else where", "id", is_auto=True),
-        Need("B b", "%s", "Number %", is_auto=True),
-    ]
-    assert losses(connection, needs, ["public"]) == []
-    execute('ALTER TABLE "B b"."%%s" ALTER "Number %%" DROP DEFAULT', ())
-    execute("ALTER TABLE app_unique DROP CONSTRAINT app_unique_pkey")
-    execute('INSERT INTO "B b"."%%s" VALUES (41)', ())
-    keyless, unfilled = losses(connection, needs, ["public"])
-    assert (keyless.table, keyless.status) == ("app_unique", "lost key")
-    restore(connection, unfilled)
-    assert value('INSERT INTO "B b"."%%s" DEFAULT VALUES RETURNING 1 * "Number %%"', ()) == 42
-
-
-class Snowflake(models.BigAutoField):  # type: ignore[type-arg]
-    """An auto field whose numbers the program makes."""
-
-    def get_internal_type(self) -> str:
-        return "BigIntegerField"
-
-
-class Serial(models.BigAutoField):  # type: ignore[type-arg]
-    def db_type(self, connection: Any) -> str:
-        return "bigserial"
-
-    def db_type_suffix(self, connection: Any) -> None:
-        return None
-
-
-@isolate_apps("tests.app")
-def test_an_auto_field_that_the_server_does_not_fill(database: str) -> None:
-    snowflake = model("Snow", id=Snowflake(primary_key=True))
-    serial = model("Serial", id=Serial(primary_key=True))
-    with connection.schema_editor() as editor:
-        for kind in (snowflake, serial):
-            editor.create_model(kind)
-    needs = needs_of(connection, [snowflake, serial])
-    assert losses(connection, needs, ["public"]) == []
-    execute("ALTER TABLE app_serial ALTER id DROP DEFAULT")
-    assert [each.table for each in losses(connection, needs, ["public"])] == ["app_serial"]
 
 
 HEALTHY = {
