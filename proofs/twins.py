@@ -2,7 +2,9 @@
 
     DATABASE_URL=postgresql://… python proofs/twins.py --examples 2000 --seed 1
 
-Prints what was tried. Each finding is shrunk and printed as the migrations of a project.
+Prints what was tried. Each finding is shrunk and printed as the migrations of a project. With
+``--blocked`` somebody locks tables at random for moments while ``safemigrate`` runs with a lock
+timeout. Then keys may differ, since a retry draws new ones, and a finding is not shrunk.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--blocked", action="store_true")
     choices = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -41,13 +44,15 @@ def main() -> int:
     from tests.support.twins.running import Twins
 
     warnings.simplefilter("error")
-    phases = [Phase.generate] if choices.no_shrink else [Phase.generate, Phase.shrink]
+    phases = (
+        [Phase.generate] if choices.no_shrink or choices.blocked else [Phase.generate, Phase.shrink]
+    )
     findings = 0
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
         Databases() as databases,
-        Twins(databases, Path(folder)) as twins,
+        Twins(databases, Path(folder), is_blocked=choices.blocked) as twins,
     ):
         for start in range(0, choices.examples, BATCH):
             findings += finds(

@@ -799,8 +799,8 @@ class _Author:
         self.say(
             f"cursor.execute({f'SELECT {drawn} FROM generate_series(1, 3)'!r})",
             "drawn = [key for (key,) in cursor.fetchall()]",
-            "for key in drawn[:2]:",
-            f"    {get}.create(pk=key, label={self.new('drawn ')!r} + str(key))",
+            "for number, key in enumerate(drawn[:2]):",
+            f"    {get}.create(pk=key, label={self.new('drawn ')!r} + str(number))",
             f"{get}.create(label={self.text()})",
         )
 
