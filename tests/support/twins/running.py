@@ -99,6 +99,7 @@ TABLES = """
     WHERE c.relkind IN ('r', 'p') AND n.nspname IN ('public', 'archive')
     GROUP BY c.oid ORDER BY 1
 """
+PARTS = "SELECT inhrelid::regclass::text FROM pg_inherits"
 
 
 class BrokenLawError(AssertionError):
@@ -274,8 +275,11 @@ class Twins:
     def _run(self, command: str, **options: Any) -> Seen:
         law = Law(self, self.databases)  # type: ignore[arg-type]
         outcome = law.run(command, **options)
-        if self.is_blocked:  # a retry draws new keys
-            outcome.tables = canonical()  # type: ignore[assignment]
+        if self.is_blocked:  # a retry draws new keys, by which a partition is chosen
+            parts = {name for (name,) in rows(PARTS)}
+            outcome.tables = {  # type: ignore[assignment]
+                table: found for table, found in canonical().items() if table not in parts
+            }
         return Seen(outcome, rows(MORE_SCHEMA), positions())
 
     def _run_blocked(self) -> Seen:
