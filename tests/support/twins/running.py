@@ -277,8 +277,10 @@ class Twins:
         outcome = law.run(command, **options)
         if self.is_blocked:  # a retry draws new keys, by which a partition is chosen
             parts = {name for (name,) in rows(PARTS)}
-            outcome.tables = {  # type: ignore[assignment]
-                table: found for table, found in canonical().items() if table not in parts
+            outcome.tables = {
+                table: [(row,) for row in found]
+                for table, found in canonical().items()
+                if table not in parts
             }
         return Seen(outcome, rows(MORE_SCHEMA), positions())
 
