@@ -157,7 +157,13 @@ IS_BARE = f"""
                  AND o.objid = {{oid}}
                  AND o.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass,
                                       'pg_catalog.pg_operator'::pg_catalog.regclass))"""
-OF_DEFAULT = IS_BARE.format(expression="ad.adbin", owner="'pg_catalog.pg_attrdef'", oid="ad.oid")
+# What the expression of a generated column says can't be shown without its table, and the planner
+# may ask for it before it has left those columns out.
+OF_DEFAULT = IS_BARE.format(
+    expression="CASE WHEN a.attgenerated = '' THEN ad.adbin END",
+    owner="'pg_catalog.pg_attrdef'",
+    oid="ad.oid",
+)
 OF_DOMAIN = IS_BARE.format(expression="t.typdefaultbin", owner="'pg_catalog.pg_type'", oid="t.oid")
 
 # Every feed whose column is in a relation that {relation} restricts. The planner may order the

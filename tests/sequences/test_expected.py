@@ -318,6 +318,10 @@ def test_django_s_own_apps(database: str) -> None:
 
 HEALTHY = {
     "serial": "CREATE TABLE t (id serial PRIMARY KEY)",
+    "generated": """
+        CREATE TABLE t (id serial PRIMARY KEY, twice int GENERATED ALWAYS AS (number * 2) STORED,
+                        number int)
+    """,
     "unique": "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY UNIQUE)",
     "computed": "CREATE TABLE t (id bigint DEFAULT random() * 1000 PRIMARY KEY)",
     "loose": """
