@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pglast import ast, parse_sql, split
 from pglast.parser import ParseError
-from pglast.visitors import Visitor
+from pglast.visitors import Skip, Visitor
 
 from safemigrate.heal import statements
 from safemigrate.sqltext import words_of_one_statement
@@ -40,15 +40,25 @@ PIECES = [
     *("'", "''", '"', '""', "\\", "\\'", "--", "/*", "*/", "\n", "\r", ";", " ", "(", ")", "%s"),
     *("INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "\0", "\u00a0", "\f"),
 ]
+# What literals begin with, hold, and are followed by.
+BEGINNINGS = ["'", "'", "E'", "e'", "U&'"]
+CONTENTS = ["a", "''", "\\'", "\\\\", ";", "--", "/*", "$$", '"', "\n", "; COMMIT; SELECT "]
+BETWEEN = [", ", "||", "\n", " \r", "\n -- '\n", " /* ' */ "]
 
 Target = tuple[str, str, frozenset[str] | None]
 
 
 class Targets(Visitor):  # type: ignore[misc]
-    """Collects the tables and columns that INSERT and UPDATE name, at the top and in CTEs."""
+    """Collects the tables and columns that INSERT and UPDATE name, at the top and in CTEs.
+
+    In a subquery's CTE the parser takes them, and the server does not.
+    """
 
     def __init__(self) -> None:
         self.found: set[Target] = set()
+
+    def visit_RangeSubselect(self, _: object, __: object) -> object:  # noqa: N802 - pglast's
+        return Skip
 
     def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - pglast's
         columns = frozenset(each.name for each in node.cols) if node.cols else None
@@ -123,6 +133,17 @@ def made(examples: int, seed: int) -> Iterator[str]:
         pieces = chance.choices(PIECES, k=chance.randint(1, 14))
         yield "".join(pieces)
         yield "SELECT 1 " + "".join(pieces) + "; COMMIT"
+        yield f"INSERT INTO t VALUES ({_literals(chance)}); COMMIT; SELECT {_literals(chance)}"
+
+
+def _literals(chance: random.Random) -> str:
+    text = ""
+    for _ in range(chance.randint(1, 3)):
+        text += chance.choice(BEGINNINGS) + "".join(
+            chance.choices(CONTENTS, k=chance.randint(0, 4))
+        )
+        text += "'" + chance.choice(BETWEEN)
+    return text + "'x'"
 
 
 def covers(read: Target, written: Target) -> bool:
