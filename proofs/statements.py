@@ -6,8 +6,9 @@ The texts are PostgreSQL's regression tests, as pglast's source release carries 
 fixtures, whatever files of statements are named with ``--log``, and texts made at random. Of
 each, alone and joined to its neighbour, ``sqltext.words_of_one_statement`` must not take several
 statements for one; and ``heal.statements.read``, where it is there, must name the tables and
-columns that the parser finds. Prints the counts; the exit status is 0 if nothing disagrees. Needs
-the extra ``proofs``; what it downloads is kept in a cache.
+columns that the parser finds. Prints the counts; the exit status is 0 if nothing disagrees. Then
+prints how long both take to read texts of three sizes, and how much memory. Needs the extra
+``proofs``; what it downloads is kept in a cache.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +36,7 @@ from safemigrate.sqltext import words_of_one_statement
 from tests.support.environments import CACHE, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PIECES = [
     *("COMMIT", "BEGIN", "SELECT", "1", "a", "U&", "e", "E", "x", "$", "$$", "$t$", "$1", "é"),
@@ -44,6 +47,24 @@ PIECES = [
 BEGINNINGS = ["'", "'", "E'", "e'", "U&'"]
 CONTENTS = ["a", "''", "\\'", "\\\\", ";", "--", "/*", "$$", '"', "\n", "; COMMIT; SELECT "]
 BETWEEN = [", ", "||", "\n", " \r", "\n -- '\n", " /* ' */ "]
+
+SIZES = (10_000, 1_000_000, 10_000_000)
+# A text's beginning, what is repeated until it is long enough, and its end.
+SHAPES = {
+    "INSERT of a long literal": ("INSERT INTO t (a) VALUES ('", "x, y = (z", "')"),
+    "INSERT of a literal with escapes": ("INSERT INTO t (a) VALUES (E'", r"x, y = \'z", "')"),
+    "INSERT of many rows": ("INSERT INTO t (a) VALUES (1)", ", (NULL), ('x')", ""),
+    "UPDATE with a long literal": ("UPDATE t SET a = '", "x, y = (z", "'"),
+    "DO with a long body": ("DO $$ BEGIN ", "PERFORM f(1); INSERT INTO t VALUES (1); ", "END $$"),
+    "many INSERTs into two tables": (
+        "",
+        "INSERT INTO t VALUES (1); INSERT INTO u VALUES (1);\n",
+        "",
+    ),
+    "many UPDATEs": ("", "UPDATE t SET a = 1, b = 2 WHERE id = 3;\n", ""),
+    "many CREATEs": ("", "CREATE TABLE t (id int, name text);\n", ""),
+    "many SELECTs of a function": ("", "SELECT setval('s', 1);\n", ""),
+}
 
 Target = tuple[str, str, frozenset[str] | None]
 
@@ -207,6 +228,7 @@ def main() -> int:
     for text in made(choices.examples, choices.seed):
         judge.judge(text)
     wrong += tell("made at random", judge)
+    measure_reading()
     return 1 if wrong else 0
 
 
@@ -215,6 +237,37 @@ def tell(name: str, judge: Judge) -> int:
     for each in [*judge.disagreements[:20], *judge.missed[:20]]:
         print(f"  {each[:400]}")
     return len(judge.disagreements) + len(judge.missed)
+
+
+def measure_reading() -> None:
+    """Print the milliseconds of the faster of two readings, and the memory of a third."""
+    print("ms and kB for texts of " + ", ".join(f"{size:,}" for size in SIZES) + " characters")
+    for shape, (beginning, repeated, end) in SHAPES.items():
+        # Without what is remembered of short texts.
+        for reader in (statements._read, words_of_one_statement):
+            figures = []
+            for size in SIZES:
+                sql = beginning + repeated * (size // len(repeated)) + end
+                figures.append(f"{_milliseconds(reader, sql):9.1f} {_kilobytes(reader, sql):7.0f}")
+            print(f"{shape:33}{reader.__name__.strip('_'):23}" + " |".join(figures))
+
+
+def _milliseconds(reader: Callable[[str], object], sql: str) -> float:
+    times = []
+    for _ in range(2):
+        before = time.perf_counter()
+        reader(sql)
+        times.append(time.perf_counter() - before)
+    return min(times) * 1000
+
+
+def _kilobytes(reader: Callable[[str], object], sql: str) -> float:
+    tracemalloc.start()
+    try:
+        reader(sql)
+        return tracemalloc.get_traced_memory()[1] / 1000
+    finally:
+        tracemalloc.stop()
 
 
 if __name__ == "__main__":
