@@ -1,20 +1,22 @@
 """Let PostgreSQL's own parser judge what safemigrate reads of a statement's text.
 
-    python proofs/statements.py [--examples 20000]
+    python proofs/statements.py [--examples 20000] [--log postgresql.csv ...]
 
 The texts are PostgreSQL's regression tests, as pglast's source release carries them, sqlglot's
-fixtures, whatever files of statements are named with ``--log``, and texts made at random. Of
-each, alone and joined to its neighbour, ``sqltext.words_of_one_statement`` must not take several
-statements for one; and ``heal.statements.read``, where it is there, must name the tables and
-columns that the parser finds. Prints the counts; the exit status is 0 if nothing disagrees. Then
-prints how long both take to read texts of three sizes, and how much memory. Needs the extra
-``proofs``; what it downloads is kept in a cache.
+fixtures, what servers have noted of statements (``log_destination=csvlog``, ``log_statement=all``),
+and texts made at random. Of each, alone and joined to its neighbour, ``sqltext``'s
+``words_of_one_statement`` must not take several statements for one; and ``heal.statements.read``
+must name the tables and columns that the parser finds. Prints the counts; the exit status is 0 if
+nothing disagrees. Then prints how long both take to read texts of three sizes, and how much memory.
+Needs the extra ``proofs``; what it downloads is kept in a cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,7 @@ BEGINNINGS = ["'", "'", "E'", "e'", "U&'"]
 CONTENTS = ["a", "''", "\\'", "\\\\", ";", "--", "/*", "$$", '"', "\n", "; COMMIT; SELECT "]
 BETWEEN = [", ", "||", "\n", " \r", "\n -- '\n", " /* ' */ "]
 
+SENT = re.compile(r"(?:statement|execute [^:]*): ")
 SIZES = (10_000, 1_000_000, 10_000_000)
 # A text's beginning, what is repeated until it is long enough, and its end.
 SHAPES = {
@@ -131,9 +134,14 @@ def from_sqlglot() -> Iterator[str]:
 
 
 def from_logs(paths: list[Path]) -> Iterator[str]:
-    """Give statements that somebody sent, one a record, NUL between them."""
+    """Give the different statements that servers were sent."""
+    found: dict[str, None] = {}
     for path in paths:
-        yield from path.read_text(encoding="utf-8").split("\0")
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for record in csv.reader(file):
+                if sent := SENT.match(record[13]):
+                    found[record[13][sent.end() :]] = None
+    yield from found
 
 
 def _source(package: str) -> Path:
@@ -207,6 +215,7 @@ class Judge:
 
 
 def main() -> int:
+    csv.field_size_limit(1 << 30)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
