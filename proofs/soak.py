@@ -37,7 +37,7 @@ WRITERS = 4
 TABLES = ("app_tag", "app_product")
 ROWS = 10  # of a run, in each of the tables
 GROWTH = 1.1
-# Until its standard input ends; a collision is told with the moment its statement began.
+# Until its standard input ends; a collision is told with when its statement began and ended.
 WRITER = """
 import json, select, sys, time
 import django
@@ -53,7 +53,7 @@ with connection.cursor() as cursor:
                 cursor.execute(f"INSERT INTO {table} (name) VALUES (%s)", [number])
                 written[table] += 1
             except IntegrityError:
-                collided.append(began)
+                collided.append([began, time.monotonic()])
             except Exception as error:
                 others.append(repr(error))
 print(json.dumps([written, collided, others]))
@@ -158,8 +158,10 @@ def tell(found: list[Any], runs: Runs, watch: Watch) -> int:
     from tests.support.databases import behind, value
 
     calm = list(zip(runs.calm_since, [*runs.calm_until[1:], time.monotonic()], strict=True))
-    collisions = [began for _, each, _ in found for began in each]
-    unexpected = sum(any(since < x < until for since, until in calm) for x in collisions)
+    collisions = [times for _, each, _ in found for times in each]
+    unexpected = sum(
+        any(since < began and ended < until for since, until in calm) for began, ended in collisions
+    )
     written = sum(sum(each.values()) for each, _, _ in found)
     lost = len(runs.memory) * ROWS - value("SELECT count(*) FROM app_product_tags")
     for table in TABLES:
