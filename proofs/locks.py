@@ -2,13 +2,14 @@
 Migrations that meet a lock: safemigrate beside what else there is; a Markdown table.
 
     python proofs/locks.py [SECONDS ..., 1 5 30 60 if none] [--tools NAME ...] [--blockers NAME ...]
+        [--driver psycopg]
 
 In each trial somebody keeps the table ``busy`` for so many seconds, a bystander reads a row of it
 ten times a second, and a migration adds a column to it and then runs some Python. The packages are
-installed in a virtualenv of their own, with psycopg2. The server is DATABASE_URL's, or the embedded
-one. The back-off is what the command's main thread was sleeping for when the table was free again;
-a migration is applied when others see its column. The goal is that of the last line: its exit
-status says whether safemigrate has reached it.
+installed in a virtualenv of their own. The server is DATABASE_URL's, or the embedded one. The
+back-off is what the command's main thread was sleeping for when the table was free again; a
+migration is applied when others see its column. The goal is that of the last line: its exit status
+says whether safemigrate has reached it.
 """
 
 from __future__ import annotations
@@ -358,8 +359,10 @@ def main(settings: dict[str, Any]) -> int:
     parser.add_argument("seconds", nargs="*", type=float, default=[1, 5, 30, 60])
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS])
     parser.add_argument("--blockers", nargs="+", default=list(BLOCKERS))
+    parser.add_argument("--driver", default="psycopg2", choices=list(DRIVERS))
     choices = parser.parse_args()
-    python = virtualenv(sys.executable, "locks", [*PACKAGES, *DRIVERS["psycopg2"]])
+    needed = [*PACKAGES, *DRIVERS[choices.driver]]
+    python = virtualenv(sys.executable, f"locks-{choices.driver}", needed)
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         site = Site(Path(folder), settings, python)

@@ -1,12 +1,12 @@
 """On a healthy database compare the statements that ``migrate`` and ``safemigrate`` send.
 
-    python proofs/same_statements.py [--major 18]
+    python proofs/same_statements.py [--project wagtail] [--driver psycopg] [--major 18]
 
-The example project is migrated by each of the two, from nothing and again with nothing to do, on a
-server that logs every statement. Those of the migrating connection must be the same, in the same
-order, but for a prologue before the first write, and for the setting that a run gives back when it
-ends; both are printed. The exit status is 0 if they are. Needs the extra ``demo``, and npm for the
-server.
+The example project, or the site that ``wagtail start`` makes, is migrated by each of the two, in
+three runs, on a server that logs every statement. Those of the migrating connection must be the
+same, in the same order, but for a prologue before the first write, and for the setting that a run
+gives back when it ends; both are printed. The exit status is 0 if they are. Needs npm for the
+server; the project's packages are installed in a virtualenv of their own.
 """
 
 from __future__ import annotations
@@ -15,44 +15,77 @@ import argparse
 import difflib
 import os
 import re
-import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from servers import server
 
-from tests.support.environments import ROOT
+from tests.support.environments import DRIVERS, ROOT, run, virtualenv
 
+PACKAGES = {"example": [], "wagtail": ["wagtail"]}
+# What `wagtail start` writes, on the database that the example project would take.
+WAGTAIL = """
+import os
+import dj_database_url
+from mysite.settings.dev import *
+DATABASES = {"default": {**dj_database_url.config(), "NAME": os.environ["SHOP_DATABASE"]}}
+INSTALLED_APPS = ["safemigrate", *INSTALLED_APPS]
+"""
 GIVES_BACK = "set_config('client_connection_check_interval', '0', false)"
 COMMANDS = ("migrate", "safemigrate")
-RUNS = ("from an empty database", "with nothing to do")
+# Each with the arguments of its commands.
+RUNS = {"auth, from an empty database": ["auth"], "the rest": [], "with nothing to do": []}
 RECORD = re.compile(r"^\[(\w+)\|([\w.]+)\] LOG:  (?:statement|execute [^:]*): ", re.MULTILINE)
 END = re.compile(r"^\[", re.MULTILINE)
 WRITE = re.compile(r"\s*(?:create|alter|insert|update|delete|drop)\b", re.IGNORECASE)
-# A moment, and what differs from run to run.
-MOMENT = re.compile(r"'\d{4}-\d\d-\d\d[ T][\d:.+]+'(?:::timestamptz)?")
+# What differs from run to run: a moment, a UUID, and the thread in the names that Django gives.
+VARYING = re.compile(
+    r"'\d{4}-\d\d-\d\d[ T][\d:.+]+'(?:::timestamptz)?"
+    r"|'[0-9a-f-]{32,36}'::uuid|(?<=\"s)\d+(?=_x)|(?<=_curs_)\d+"
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--project", default="example", choices=list(PACKAGES))
+    parser.add_argument("--driver", default="psycopg2", choices=list(DRIVERS))
     parser.add_argument("--major", type=int, default=18)
     choices = parser.parse_args()
     settings = ("log_statement=all", "log_line_prefix='[%a|%c] '")
-    with server(choices.major, *settings) as url:
+    with tempfile.TemporaryDirectory() as folder, server(choices.major, *settings) as url:
+        project = prepare(choices.project, choices.driver, Path(folder))
         for command in COMMANDS:
             create_database(url, command)
-            for number in range(len(RUNS)):
-                manage(url, command, number)
+            for number, arguments in enumerate(RUNS.values()):
+                manage(project, url, command, number, arguments)
         log = (Path(unquote(url.split("@")[1].rsplit("/", 1)[0])) / "log").read_text("utf-8")
     different = 0
     for number, name in enumerate(RUNS):
         plain, ours = (sent(log, f"{command}{number}") for command in COMMANDS)
         different += differs(name, plain, ours)
     return 1 if different else 0
+
+
+class Project(NamedTuple):
+    python: str
+    folder: Path
+    settings: str
+
+
+def prepare(name: str, driver: str, folder: Path) -> Project:
+    needed = ["Django==5.2.*", "tenacity", "dj-database-url", *DRIVERS[driver], *PACKAGES[name]]
+    python = virtualenv(sys.executable, f"same-{name}-{driver}", needed)
+    if name == "example":
+        return Project(python, ROOT / "example_project", "mysite.settings")
+    run([str(Path(python).with_name("wagtail")), "start", "mysite", str(folder)])
+    (folder / "logged.py").write_text(WAGTAIL)
+    return Project(python, folder, "logged")
 
 
 def create_database(url: str, name: str) -> None:
@@ -64,17 +97,18 @@ def create_database(url: str, name: str) -> None:
     connection.close()
 
 
-def manage(url: str, command: str, number: int) -> None:
+def manage(project: Project, url: str, command: str, number: int, arguments: list[str]) -> None:
     environment = {
         "DATABASE_URL": url,
+        "DJANGO_SETTINGS_MODULE": project.settings,
+        "PYTHONPATH": str(ROOT),
         "SHOP_DATABASE": command,
         "PGAPPNAME": f"{command}{number}",
         "PYTHONHASHSEED": "0",  # Django lists some values in the order of a set
     }
-    subprocess.run(
-        [sys.executable, "manage.py", command, "--verbosity", "0"],
-        check=True,
-        cwd=ROOT / "example_project",
+    run(
+        [project.python, "manage.py", command, *arguments, "--verbosity", "0"],
+        cwd=project.folder,
         env={**os.environ, **environment},
     )
 
@@ -86,7 +120,7 @@ def sent(log: str, run: str) -> list[str]:
         if record[1] == run:
             end = END.search(log, record.end())
             text = log[record.end() : end.start() if end else None]
-            sessions.setdefault(record[2], []).append(MOMENT.sub("now", text.strip()))
+            sessions.setdefault(record[2], []).append(VARYING.sub("…", text.strip()))
     return max(sessions.values(), key=len)
 
 

@@ -12,14 +12,16 @@ import re
 # A name as it is written, quoted or not.
 NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 
-# What a semicolon may be part of without ending a statement; anything else is skipped.
+# What a semicolon may be part of without ending a statement; anything else is skipped. A doubled
+# quote counts as the end of one literal and the begin of another: alternatives take memory for
+# each character.
 _LITERAL = re.compile(
     r"""
       --[^\n\r]*
     | (?P<comment> /\* )
-    | [eE]'(?:[^'\\]|\\.|'')*'
-    | '(?:[^']|'')*'
-    | "(?:[^"]|"")*"
+    | (?P<escapes> [eE]' )
+    | '[^']*'
+    | "[^"]*"
     | (?<![\w$]) \$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? \$(?P=tag)\$
     | (?P<end> ; )
     | (?P<word> [^\W\d][\w$]* )
@@ -28,6 +30,9 @@ _LITERAL = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
+# A literal goes on after a gap with an end of a line in it.
+_GOES_ON = r"'[ \t\f\v]*[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"
+_ESCAPE_OR_END = re.compile(rf"\\.|''|{_GOES_ON}|(?P<end>')", re.DOTALL)
 
 
 def words_of_one_statement(sql: str) -> list[str] | None:
@@ -42,6 +47,8 @@ def words_of_one_statement(sql: str) -> list[str] | None:
         kind, position = match.lastgroup, match.end()
         if kind == "comment":
             position = _end_of_comment(sql, position)
+        elif kind == "escapes":
+            position = _end_of_escapes(sql, position)
         if kind == "stray" or position < 0 or (has_ended and kind not in ("comment", "end")):
             is_line_comment = kind is None and match[0].startswith("--")
             if not is_line_comment:
@@ -62,3 +69,9 @@ def _end_of_comment(sql: str, position: int) -> int:
         depth += 1 if edge[0] == "/*" else -1
         position = edge.end()
     return position
+
+
+def _end_of_escapes(sql: str, position: int) -> int:
+    """Return the end of the literal with escapes that is open at ``position``, or -1."""
+    ends = (each.end() for each in _ESCAPE_OR_END.finditer(sql, position) if each["end"])
+    return next(ends, -1)

@@ -12,6 +12,7 @@ import re
 import string
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from safemigrate.sqltext import NAME
@@ -114,9 +115,11 @@ def _read(sql: str) -> Heads:
         elif verb in NESTING:
             inserts.update(dict.fromkeys(_nested_inserts(sql, start)))
             updates.update(dict.fromkeys(_nested_updates(sql, start)))
-        may_insert |= _may_insert(verb, sql, start)
+        may_insert = may_insert or _may_insert(verb, sql, start)
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
+        if verb in NESTING:
+            break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
     return Heads(tuple(inserts), tuple(updates), may_insert, leading)
@@ -147,23 +150,39 @@ def _inserts(sql: str, start: int) -> Iterator[Write]:
 
 def _updates(sql: str, start: int) -> Iterator[Write]:
     if match := UPDATE.match(sql, start):
-        yield _write(match["table"], _assigned(sql, match.end()))
+        following = UPDATE.search(sql, match.end())
+        end = following.start() if following else len(sql)
+        yield _write(match["table"], _assigned(sql, match.end(), end))
 
 
 def _nested_inserts(sql: str, start: int) -> Iterator[Write]:
     for match in INSERT.finditer(sql, start):
         yield _write(match["table"], _columns(match["columns"]))
-    if merge := MERGE.search(sql, start):
-        for match in MERGED_INSERT.finditer(sql, merge.end()):
+    for merge, end in _parts(MERGE, sql, start):
+        for match in MERGED_INSERT.finditer(sql, merge.end(), end):
             yield _write(merge["table"], _columns(match["columns"]))
 
 
 def _nested_updates(sql: str, start: int) -> Iterator[Write]:
-    for match in UPDATE.finditer(sql, start):
-        yield _write(match["table"], _assigned(sql, match.end()))
-    if merge := MERGE.search(sql, start):
-        for match in MERGED_UPDATE.finditer(sql, merge.end()):
-            yield _write(merge["table"], _assigned(sql, match.end()))
+    for update, end in _parts(UPDATE, sql, start):
+        yield _write(update["table"], _assigned(sql, update.end(), end))
+    for merge, end in _parts(MERGE, sql, start):
+        for match, end_of_match in _parts(MERGED_UPDATE, sql, merge.end(), end):
+            yield _write(merge["table"], _assigned(sql, match.end(), end_of_match))
+
+
+def _parts(
+    head: re.Pattern[str], sql: str, start: int, end: int | None = None
+) -> Iterator[tuple[re.Match[str], int]]:
+    """Yield each head, and where the next one begins, or else the text ends."""
+    end = len(sql) if end is None else end
+    previous = None
+    for match in head.finditer(sql, start, end):
+        if previous:
+            yield previous, match.start()
+        previous = match
+    if previous:
+        yield previous, end
 
 
 def _write(table: str, columns: frozenset[str] | None) -> Write:
@@ -176,17 +195,21 @@ def _columns(written: str | None) -> frozenset[str] | None:
     return frozenset(map(_unquoted, NAMES.findall(written)))
 
 
-def _assigned(sql: str, start: int) -> frozenset[str]:
-    matches = [ASSIGNMENT.match(sql, start), *FURTHER_ASSIGNMENT.finditer(sql, start)]
-    names = (name for match in matches if match for name in (match[1] or match[2],))
-    return frozenset(_unquoted(each) for name in names for each in NAMES.findall(name))
+def _assigned(sql: str, start: int, end: int) -> frozenset[str]:
+    first = ASSIGNMENT.match(sql, start, end)
+    matches = chain([first] if first else [], FURTHER_ASSIGNMENT.finditer(sql, start, end))
+    lists = {match[1] or match[2] for match in matches}
+    return frozenset(_unquoted(each) for names in lists for each in NAMES.findall(names))
 
 
 def _may_insert(verb: str, sql: str, start: int) -> bool:
     if verb != "select":
         return verb not in READING
     call = CALL.match(sql, start)
-    return call is not None and (call[1] is not None or not FROM.search(sql, call.end()))
+    if call is None or call[1]:
+        return call is not None
+    end = sql.find(";", call.end())
+    return not FROM.search(sql, call.end(), len(sql) if end < 0 else end)
 
 
 def _inserts_at_once(verb: str, sql: str, start: int) -> bool:

@@ -123,11 +123,56 @@ def test_many_statements_of_one_kind_are_one_head() -> None:
     assert [set(each.columns or ()) for each in heads.inserts] == [{"name"}, {"id"}]
 
 
-def test_a_long_literal_is_not_read() -> None:
-    sql = "INSERT INTO tag (name) VALUES ('" + "x, y = (z" * 1_000_000 + "')"
+def test_columns_are_of_the_statement_that_names_them() -> None:
+    merge = "MERGE INTO {0} USING x ON true WHEN MATCHED THEN UPDATE SET {1} = 1, {2} = 2"
+    assert writes("UPDATE a SET b = 1, c = 2; UPDATE d SET id = 3") == (
+        {},
+        {"a": {"b", "c"}, "d": {"id"}},
+    )
+    assert writes("WITH x AS (UPDATE a SET b = 1) UPDATE d SET (id, e) = (1, 2)") == (
+        {},
+        {"a": {"b"}, "d": {"id", "e"}},
+    )
+    assert writes(f"{merge.format('a', 'b', 'c')}; {merge.format('d', 'id', 'e')}") == (
+        {},
+        {"a": {"b", "c"}, "d": {"id", "e"}},
+    )
+    assert writes(
+        "MERGE INTO a USING x ON true WHEN NOT MATCHED THEN INSERT (b) VALUES (1);"
+        "MERGE INTO d USING x ON true WHEN NOT MATCHED THEN INSERT (id) VALUES (1)"
+    ) == ({"a": {"b"}, "d": {"id"}}, {})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE tag (id int);\n",
+        "WITH x AS (SELECT 1) INSERT INTO tag (name) SELECT 'x';\n",
+        "MERGE INTO tag USING x ON true WHEN MATCHED THEN UPDATE SET id = 5, x = 1;\n",
+        "UPDATE tag SET a = 1, b = 2 WHERE id = 3;\n",
+        "SELECT setval('tag_id_seq', 1);\n",
+        "SELECT f(1) FROM tag;\n",
+    ],
+)
+def test_a_long_script_is_read_once(statement: str) -> None:
+    """Read to its end from each of its statements, it would take minutes."""
+    script = statement * (300_000 // len(statement))
+    assert writes(script) == writes(statement)
+    assert read(script).may_insert == read(statement).may_insert
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("INSERT INTO tag (name) VALUES ('", ({"tag": {"name"}}, {})),
+        ("UPDATE tag SET name = ('", ({}, {"tag": {"name", "y"}})),
+    ],
+)
+def test_a_long_literal_takes_no_memory(head: str, expected: object) -> None:
+    sql = head + "x, y = (z" * 50_000 + "')"
     tracemalloc.start()
     try:
-        assert writes(sql) == ({"tag": {"name"}}, {})
+        assert writes(sql) == expected
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
