@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemigrate.heal.statements import NOTHING, read
+from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, read
 
 ALL = None
 
@@ -121,6 +121,18 @@ def test_many_statements_of_one_kind_are_one_head() -> None:
         "INSERT INTO tag (name) VALUES ('x');\n" * 1000 + "INSERT INTO tag (id) VALUES (1)"
     )
     assert [set(each.columns or ()) for each in heads.inserts] == [{"name"}, {"id"}]
+
+
+def test_equal_heads_in_a_row_are_not_read_again() -> None:
+    sql = "; INSERT INTO tag (name) VALUES ('x')" * 1000 + "; INSERT INTO tag (id) VALUES (1)"
+    assert [verb for verb, _ in _starts(sql)] == ["insert", "insert"]
+
+
+def test_only_short_texts_are_remembered() -> None:
+    for length, kept in ((10, 1), (30_000, 0)):
+        _read_and_remember.cache_clear()
+        read("INSERT INTO tag (name) VALUES ('" + "x" * length + "')")
+        assert _read_and_remember.cache_info().currsize == kept
 
 
 def test_a_long_literal_is_not_read() -> None:
