@@ -26,6 +26,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -133,6 +134,8 @@ class Copy:
         finally:
             path.write_text(original)
         printed = self.printed.read_text(errors="replace")
+        if "(no match in any of" in printed:
+            raise SystemExit("Tests have been renamed or removed: leave out --keep, or its file.")
         failure = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
         return failure[1] if failure else printed.strip().rpartition("\n")[2] or "silence"
 
@@ -192,19 +195,25 @@ class Runs:
         lines = range(mutant.first, mutant.last + 1)
         within = set().union(*(by_line.get(line, {""}) for line in lines))
         chosen = set().union(*by_line.values()) if "" in within else within
-        killers = self.killers[mutant.path]
-
         # A test that runs what few others run is likely to notice.
         rarity: defaultdict[str, float] = defaultdict(float)
         for tests in by_line.values():
             for test in tests:
                 rarity[test] += 1 / len(tests)
-
-        def rank(test: str) -> tuple[bool, int, float]:
-            place = killers.index(test) if test in killers else len(killers)
-            return test not in within, place, -rarity[test]
-
-        return sorted(chosen - {""}, key=rank)
+        # Those of the module's own file, one of each function first, and the others take turns.
+        kinds: Counter[str] = Counter()
+        own, others = [], []
+        for test in sorted(chosen - {""}, key=lambda test: -rarity[test]):
+            kind = test.partition("[")[0]
+            if f"test_{mutant.path.stem}.py" in kind:
+                own.append((kinds[kind], test))
+                kinds[kind] += 1
+            else:
+                others.append(test)
+        own_tests = [test for _, test in sorted(own, key=lambda each: each[0])]
+        turns = [test for pair in zip_longest(own_tests, others) for test in pair if test]
+        killers = [test for test in self.killers[mutant.path] if test in chosen]
+        return sorted(dict.fromkeys(killers + turns), key=lambda test: test not in within)
 
     def _by_line(self, module: Path) -> dict[int, set[str]]:
         (path,) = (each for each in self._data.measured_files() if each.endswith(str(module)))
