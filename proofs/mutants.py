@@ -42,6 +42,7 @@ TESTS = {
     "sequences": [
         "tests/sequences",
         "tests/heal/test_attacks_rechecks.py",
+        "tests/heal/test_resync.py",
         "tests/management/test_resyncsequences.py",
     ],
     "locking": ["tests/locking"],

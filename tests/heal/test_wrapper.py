@@ -345,6 +345,24 @@ def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> N
     ]
 
 
+def test_a_free_stretch_comes_to_its_end(project: Project) -> None:
+    def fill(apps: Any, editor: Any) -> None:
+        tags(apps).create(pk=6, name="in the way")
+        for name in ("4", "5", "7"):
+            tags(apps).create(name=name)
+
+    old_tags(project)
+    execute("SELECT setval('app_tag_id_seq', 3)")
+    project.migration(run_python(fill))
+    project.migrate(command="safemigrate")
+    assert rows("SELECT id, name FROM app_tag WHERE id > 3 ORDER BY id") == [
+        (4, "4"),
+        (5, "5"),
+        (6, "in the way"),
+        (7, "7"),
+    ]
+
+
 def test_a_free_stretch_is_not_checked_again_for_each_row(project: Project) -> None:
     sent: list[str] = []
 
