@@ -371,6 +371,27 @@ def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
     assert finding.moved_to == 1000000
 
 
+def test_a_lock_that_comes_free_is_taken(
+    ill: None, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safemigrate.sequences.resync import LOCK_SPACE
+
+    execute("INSERT INTO t VALUES (1000000)")
+    oid = value("SELECT 't_id_seq'::regclass::oid")
+    pauses: list[float] = []
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                cursor.execute("SELECT pg_advisory_unlock_all()")
+
+        monkeypatch.setattr("safemigrate.sequences.resync.time.sleep", pause)
+        (finding,) = found(move=True)
+    assert (finding.moved_to, len(pauses)) == (1000000, 3)
+
+
 def test_the_error_is_the_original(ill: None) -> None:
     execute("INSERT INTO t VALUES (2147483647)")
     with pytest.raises(IntegrityError) as plain:
