@@ -137,7 +137,9 @@ class Copy:
         printed = self.printed.read_text(errors="replace")
         if "(no match in any of" in printed:
             raise SystemExit("Tests have been renamed or removed: leave out --keep, or its file.")
-        failure = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
+        failure = re.search(
+            r"^(?:FAILED |ERROR |(?=Timeout))(.+?)(?: - .*)?$", printed, re.MULTILINE
+        )
         return failure[1] if failure else printed.strip().rpartition("\n")[2] or "silence"
 
     @property
