@@ -1,10 +1,12 @@
 """Change the package in one place at a time: do the tests notice?
 
-    python proofs/mutants.py [--wing heal] [--sample 20] [--minutes 10] [--seed 0]
+    python proofs/mutants.py [--wing heal] [--sample 20] [--minutes 10] [--tests 60] [--keep FILE]
 
-Works on a copy. Each mutant turns one comparison, condition or small number round; the tests of its
-wing then must fail: first those of the changed module, and where these pass the others. Prints the
-survivors and the score. The server is DATABASE_URL's, or an embedded one.
+Works on copies. Each mutant turns one comparison, condition or small number round; of the tests of
+its wing that run this line, one then must fail: of those --tests that are likely to, so a survivor
+may be one that another test would have noticed. Which tests run which lines is learnt first, by
+running them all; with --keep this is kept in a file, and read from it the next time. Prints what
+became of each, and the score. The server is DATABASE_URL's, or an embedded one.
 """
 
 from __future__ import annotations
@@ -13,16 +15,23 @@ import argparse
 import ast
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
+
+from coverage import CoverageData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,15 +39,13 @@ from tests.support.environments import ROOT, server, url_of
 
 TESTS = {
     "heal": ["tests/heal", "tests/whole/test_together.py"],
-    "sequences": ["tests/sequences", "tests/heal/test_attacks_rechecks.py"],
+    "sequences": [
+        "tests/sequences",
+        "tests/heal/test_attacks_rechecks.py",
+        "tests/heal/test_resync.py",
+        "tests/management/test_resyncsequences.py",
+    ],
     "locking": ["tests/locking"],
-}
-# The tests that notice most, by module; of the others those that bear its name.
-CLOSEST = {
-    "heal/disturbed": ["tests/heal/test_attacks_rechecks.py", "tests/heal/test_wrapper.py"],
-    "heal/collisions": ["tests/heal/test_block.py", "tests/heal/test_wrapper.py"],
-    "sequences/catalogue": ["tests/sequences/test_feeds.py", "tests/sequences/test_zoo.py"],
-    "sequences/state": ["tests/sequences/test_resync.py", "tests/sequences/test_sweep.py"],
 }
 OPPOSITE: dict[type[ast.AST], type[ast.AST]] = {
     ast.Eq: ast.NotEq,
@@ -54,27 +61,34 @@ OPPOSITE: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
-# A mutant that never ends is noticed as well: after so many times what the tests take as they are.
-LONGEST = 4
+AT_ONCE = 2
+# A mutant that never ends is noticed as well: pytest leaves where one test takes so many seconds.
+LONGEST = 90
+IN_TIME = ["-o", f"faulthandler_timeout={LONGEST}", "-o", "faulthandler_exit_on_timeout=true"]
 
 
 class Mutant(NamedTuple):
     path: Path
     node: int
-    line: int
+    first: int
+    last: int
 
 
 def mutants(wing: str) -> list[Mutant]:
-    return [
-        Mutant(path.relative_to(ROOT), number, getattr(node, "lineno", 0))
-        for path in sorted((ROOT / "safemigrate" / wing).glob("*.py"))
-        for number, node in enumerate(ast.walk(ast.parse(path.read_text())))
-        if is_mutable(node)
-    ]
+    found = []
+    for path in sorted((ROOT / "safemigrate" / wing).glob("*.py")):
+        for number, node in enumerate(ast.walk(ast.parse(path.read_text()))):
+            if is_mutable(node):
+                head = node.test if isinstance(node, ast.If) else node
+                lines = head.lineno, head.end_lineno or head.lineno  # type: ignore[attr-defined]
+                found.append(Mutant(path.relative_to(ROOT), number, *lines))
+    return found
 
 
 def is_mutable(node: ast.AST) -> bool:
     match node:
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return False
         case ast.Compare() | ast.BoolOp() | ast.If() | ast.IfExp():
             return True
         case ast.Constant(value=bool() | int()):
@@ -102,61 +116,112 @@ class Copy:
 
     folder: Path
     url: str
-    wing: str
-    limits: dict[tuple[str, ...], float] = field(default_factory=dict)
 
-    def is_noticed(self, mutant: Mutant) -> bool:
-        for tests in (self.closest(mutant), TESTS[self.wing]):
-            self.learn_limit(tests)
-            if not self.survives(mutant, tests):
-                return True
-        return False
+    def __post_init__(self) -> None:
+        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(".*"))
 
-    def learn_limit(self, tests: list[str]) -> None:
-        """Measure once how long tests take of the package as it is."""
-        if tuple(tests) not in self.limits:
-            began = time.monotonic()
-            if not self.passes(tests):
-                raise SystemExit(f"{tests} fail on the package as it is.")
-            self.limits[tuple(tests)] = LONGEST * (time.monotonic() - began)
-
-    def survives(self, mutant: Mutant, tests: list[str]) -> bool:
+    def killer(self, mutant: Mutant, tests: list[str]) -> str:
+        """Return the test that fails, or what else has become of the run; empty if all pass."""
         path = self.folder / mutant.path
         original = path.read_text()
         tree = ast.parse(original)
         mutate(list(ast.walk(tree))[mutant.node])
         path.write_text(ast.unparse(tree))
+        chosen = self.folder / "chosen"
+        chosen.write_text("\n".join(tests))
         try:
-            return self.passes(tests)
+            if self.passes("-x", "-n0", *IN_TIME, f"@{chosen}"):
+                return ""
         finally:
             path.write_text(original)
+        printed = self.printed.read_text(errors="replace")
+        if "(no match in any of" in printed:
+            raise SystemExit("Tests have been renamed or removed: leave out --keep, or its file.")
+        failure = re.search(
+            r"^(?:FAILED |ERROR |(?=Timeout))(.+?)(?: - .*)?$", printed, re.MULTILINE
+        )
+        return failure[1] if failure else printed.strip().rpartition("\n")[2] or "silence"
 
-    def closest(self, mutant: Mutant) -> list[str]:
-        module = f"{self.wing}/{mutant.path.stem}"
-        tests = CLOSEST.get(module, [f"tests/{self.wing}/test_{mutant.path.stem}.py"])
-        return [each for each in tests if (self.folder / each).exists()] or TESTS[self.wing]
+    @property
+    def printed(self) -> Path:
+        return self.folder / "printed"
 
-    def passes(self, tests: list[str]) -> bool:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n2", "-m", "not search", *tests]
-        environment = {
-            **os.environ,
-            "DATABASE_URL": self.url,
-            "PYTHONPATH": str(self.folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        with subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process:
+    def passes(self, *arguments: str, **environment: str) -> bool:
+        with (
+            self.printed.open("w") as printed,
+            subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-q", "-m", "not search", *arguments],
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    "DATABASE_URL": self.url,
+                    "PYTHONPATH": str(self.folder),
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    **environment,
+                },
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
             try:
-                return process.wait(self.limits.get(tuple(tests))) == 0
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return False
+                return process.wait() == 0
+            finally:
+                kill_group(process.pid)
+
+
+def kill_group(number: int) -> None:
+    """End what a test has started and left behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(number, signal.SIGKILL)
+
+
+class Runs:
+    """Which tests run which lines, and which of them have killed a mutant."""
+
+    def __init__(self, copy: Copy, wing: str, data: Path) -> None:
+        self.killers: dict[Path, list[str]] = defaultdict(list)
+        if not data.exists():
+            options = ["-n2", "--cov=safemigrate", "--cov-context=test", "--cov-report="]
+            if not copy.passes(*options, *TESTS[wing], COVERAGE_FILE=str(data)):
+                raise SystemExit("The tests fail on the package as it is.")
+        self._data = CoverageData(str(data))
+        self._data.read()
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """List the tests that run a mutant's lines, those that are likely to notice first in front.
+
+        What is run on import, or in a process that a test starts, has no test for its context; then
+        all that run the module come last.
+        """
+        by_line = self._by_line(mutant.path)
+        lines = range(mutant.first, mutant.last + 1)
+        within = set().union(*(by_line.get(line, {""}) for line in lines))
+        chosen = set().union(*by_line.values()) if "" in within else within
+        # A test that runs what few others run is likely to notice.
+        rarity: defaultdict[str, float] = defaultdict(float)
+        for tests in by_line.values():
+            for test in tests:
+                rarity[test] += 1 / len(tests)
+        # Those of the module's own file, one of each function first, and the others take turns.
+        kinds: Counter[str] = Counter()
+        own, others = [], []
+        for test in sorted(chosen - {""}, key=lambda test: -rarity[test]):
+            kind = test.partition("[")[0]
+            if f"test_{mutant.path.stem}.py" in kind:
+                own.append((kinds[kind], test))
+                kinds[kind] += 1
+            else:
+                others.append(test)
+        own_tests = [test for _, test in sorted(own, key=lambda each: each[0])]
+        turns = [test for pair in zip_longest(own_tests, others) for test in pair if test]
+        killers = [test for test in self.killers[mutant.path] if test in chosen]
+        return sorted(dict.fromkeys(killers + turns), key=lambda test: test not in within)
+
+    def _by_line(self, module: Path) -> dict[int, set[str]]:
+        (path,) = (each for each in self._data.measured_files() if each.endswith(str(module)))
+        found = self._data.contexts_by_lineno(path)
+        return {line: {each.rpartition("|")[0] for each in found[line]} for line in found}
 
 
 def main() -> int:
@@ -165,21 +230,36 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", type=int, default=60)
+    parser.add_argument("--keep", type=Path)
     choices = parser.parse_args()
     every = mutants(choices.wing)
     sample = random.Random(choices.seed).sample(every, min(choices.sample, len(every)))
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, server() as settings:
-        copy = Copy(Path(folder) / "copy", url_of(settings), choices.wing)
-        shutil.copytree(ROOT, copy.folder, ignore=shutil.ignore_patterns(".*"))
+        copies = [Copy(Path(folder) / str(number), url_of(settings)) for number in range(AT_ONCE)]
+        data = choices.keep or Path(folder) / "coverage"
+        runs = Runs(copies[0], choices.wing, data.absolute())
+        idle: SimpleQueue[Copy] = SimpleQueue()
+        for copy in copies:
+            idle.put(copy)
         end = time.monotonic() + 60 * choices.minutes
-        for mutant in sample:
+
+        def examine(mutant: Mutant) -> None:
             if time.monotonic() > end:
-                break
-            noticed = copy.is_noticed(mutant)
-            counts["killed" if noticed else "survived"] += 1
-            if not noticed:
-                print(f"survived: {mutant.path}:{mutant.line}, node {mutant.node}", flush=True)
+                return
+            tests = runs.of(mutant)
+            copy = idle.get()
+            killer = copy.killer(mutant, tests[: choices.tests])
+            idle.put(copy)
+            if killer in tests:
+                runs.killers[mutant.path].insert(0, killer)
+            outcome = f"killed by {killer}" if killer else f"survived ({len(tests)} tests run it)"
+            counts[outcome.split(maxsplit=1)[0]] += 1
+            print(f"{mutant.path}:{mutant.first}, node {mutant.node}: {outcome}", flush=True)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(examine, sample))
     print(f"{choices.wing}: {len(every)} mutants, of which {counts.total()} tried: {dict(counts)}")
     return 0
 

@@ -186,4 +186,4 @@ def _verdict(collision: Collision, feeding: Feeding, refusal: str) -> str:
         return f"{left.sequence}, which feeds {collision}, was left alone: {left.remedy}"
     if feeding.why_not:
         return feeding.why_not
-    return GENUINE.format(table=collision, columns=", ".join(feeding.columns) or "the constraint")
+    return GENUINE.format(table=collision, columns=", ".join(feeding.columns))

@@ -63,6 +63,7 @@ HEAD = re.compile(
 class Holder:
     """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
+    ``role`` and ``name`` are those of a session that is none.
     ``worker`` is the backend that migrates for it, or None if a pooler or privileges hide it.
     """
 
@@ -131,8 +132,6 @@ def holder_of(cursor: Cursor, key: tuple[int, int]) -> Holder:
     since = datetime.now(timezone.utc) - timedelta(seconds=row.age) if row.age is not None else None
     return Holder(
         pid=row.pid,
-        role=row.role or "",
-        name=row.name,
         token=name["token"],
         host=name["host"] or row.client or "",
         since=since,

@@ -32,7 +32,7 @@ SELECT pg_catalog.set_config('client_connection_check_interval', '0', false)
 
 
 @contextmanager
-def watching(connection: BaseDatabaseWrapper, *, at_once: bool = True) -> Iterator[None]:
+def watching(connection: BaseDatabaseWrapper, *, at_once: bool) -> Iterator[None]:
     """
     Let the server end this session's statement, uncommitted, once its client is gone.
 

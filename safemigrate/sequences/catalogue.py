@@ -62,11 +62,11 @@ class Key:
     type: str
     quoted_table: str
     quoted_column: str
-    is_partitioned: bool = False
-    is_indexed: bool = True
-    is_heir: bool = False
-    has_companions: bool = False
-    is_unique: bool = True
+    is_partitioned: bool
+    is_indexed: bool
+    is_heir: bool
+    has_companions: bool
+    is_unique: bool
 
     @property
     def cast(self) -> str:

@@ -104,6 +104,31 @@ def test_a_retried_statement_is_reported(groups: None) -> None:
     assert [each.retried for each in report.resyncs] == [False, True]
 
 
+def test_one_retry_is_one(groups: None) -> None:
+    with safemigrate.healing(max_retries=1) as report:
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        assert Group.objects.create(name="new").pk == 4
+    assert [each.retried for each in report.resyncs] == [False, True]
+
+
+def test_without_retries_the_sequence_is_resynced(groups: None) -> None:
+    with pytest.raises(IntegrityError), safemigrate.healing(max_retries=0) as report:  # noqa: PT012
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        Group.objects.create(name="new")
+    assert behind() == []
+    assert "The statement was not retried, because retries are off" in report.notes[0].text
+
+
+def test_without_healing_the_sequence_is_named(groups: None) -> None:
+    with pytest.raises(IntegrityError), safemigrate.healing(heal=False) as report:
+        Group.objects.create(name="new")
+    assert next_value("auth_group_id_seq") == 2
+    (text,) = [note.text for note in report.notes if note.is_fatal]
+    assert text.startswith(
+        "public.auth_group_id_seq, which feeds public.auth_group, was left alone: healing is off; "
+    )
+
+
 def test_retries_come_to_an_end(groups: None) -> None:
     attempts: list[str] = []
 
@@ -122,14 +147,23 @@ def test_retries_come_to_an_end(groups: None) -> None:
     assert len(attempts) == 3
 
 
-def test_a_function_is_not_called_twice(functions: None) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT add_group('new')",
+        "WITH called AS (SELECT add_group('new')) SELECT * FROM called",
+        "EXPLAIN ANALYZE INSERT INTO auth_group (name) VALUES ('new')",
+    ],
+)
+def test_what_may_do_anything_is_not_sent_twice(functions: None, statement: str) -> None:
     """It may have committed, or written elsewhere: the run ends, and the sequence is in sync."""
     with pytest.raises(IntegrityError), safemigrate.healing() as report:  # noqa: PT012
         elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
-        execute("SELECT add_group('new')")
+        execute(statement)
     assert behind() == []
     assert [each.retried for each in report.resyncs] == [False, False]
-    assert "SELECT may have committed a part already: run the command again" in (
+    verb = statement.split(maxsplit=1)[0]
+    assert f"{verb} may have committed a part already: run the command again" in (
         report.notes[0].text
     )
 
@@ -305,6 +339,49 @@ def test_other_violations_are_not_collisions(functions: None) -> None:
     assert collision_of(caught.value) is None
 
 
+@pytest.mark.parametrize(
+    ("statement", "note"),
+    [
+        ("INSERT INTO auth_group (name) VALUES (NULL)", ""),
+        ("CREATE UNIQUE INDEX ON auth_user (first_name)", "already holds duplicate values"),
+    ],
+)
+def test_what_no_resync_can_cure_is_sent_once(groups: None, statement: str, note: str) -> None:
+    execute(
+        "INSERT INTO auth_user (username, first_name, last_name, email, password, is_superuser,"
+        " is_staff, is_active, date_joined) SELECT n, '', '', '', '', false, false, true, now()"
+        " FROM generate_series(1, 2) AS n"
+    )
+    sent: list[str] = []
+
+    def record(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        sent.append(sql)
+        return run(sql, params, many, context)
+
+    with (
+        pytest.raises(IntegrityError),
+        safemigrate.healing() as report,
+        connection.execute_wrapper(record),
+    ):
+        execute(statement)
+    assert sent == [statement]
+    assert bool(report.notes) == bool(note)
+    assert all(note in each.text for each in report.notes)
+
+
+def test_a_default_that_was_lost_is_named(groups: None) -> None:
+    execute("ALTER TABLE auth_group ALTER id DROP IDENTITY IF EXISTS, ALTER id DROP DEFAULT")
+    with pytest.raises(IntegrityError), safemigrate.healing() as report:
+        Group.objects.create(name="new")
+    assert "public.auth_group.id has no default or identity any more" in report.notes[0].text
+
+
+def test_a_column_that_never_had_a_default_is_not_named(groups: None) -> None:
+    with pytest.raises(IntegrityError), safemigrate.healing() as report:
+        execute("INSERT INTO auth_group DEFAULT VALUES")
+    assert report.notes == []
+
+
 def test_a_collision_in_a_transaction_is_resynced_after_the_rollback(groups: None) -> None:
     with (  # noqa: PT012
         pytest.raises(IntegrityError) as caught,
@@ -373,12 +450,14 @@ def test_a_server_side_cursor_passes(groups: None) -> None:
 
 
 def test_a_broken_transaction_passes(groups: None) -> None:
-    with safemigrate.healing(), transaction.atomic():
+    with safemigrate.healing() as report, transaction.atomic():
+        Group.objects.create(pk=4, name="so that the next one would be checked first")
         with pytest.raises(Error), connection.cursor() as cursor:
             cursor.execute("SELECT 1 / 0")
         with pytest.raises(Error, match="aborted"), connection.cursor() as cursor:
             cursor.execute("INSERT INTO auth_group (name) VALUES ('x')")
         transaction.set_rollback(True)
+    assert report.notes == []
 
 
 def test_in_an_event_loop_nothing_can_be_swept(groups: None) -> None:
@@ -391,6 +470,8 @@ def test_in_an_event_loop_nothing_can_be_swept(groups: None) -> None:
     report = asyncio.run(enter())
 
     (note,) = report.notes
-    assert "You cannot call this from an async context" in note.text
+    assert note.text.startswith(
+        "The sequences could not be checked: You cannot call this from an async context"
+    )
     assert not report.resyncs
     assert not connection.execute_wrappers

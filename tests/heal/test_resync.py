@@ -117,6 +117,22 @@ def test_a_model_that_names_its_schema(database: str) -> None:
     assert next_value('"B b".order_id_seq') == 5
 
 
+@isolate_apps("tests.app")
+def test_a_model_for_the_many_to_many_relation_is_one_of_its_own(database: str) -> None:
+    def model(name: str, **fields: Any) -> Any:
+        meta = type("Meta", (), {"app_label": "app"})
+        return type(name, (models.Model,), {"__module__": "app", "Meta": meta, **fields})
+
+    tag = model("Tag")
+    product = model("Product", tags=models.ManyToManyField(tag, through="Tagging"))
+    ends = {each: models.ForeignKey(each, models.CASCADE) for each in ("Tag", "Product")}
+    model("Tagging", tag=ends["Tag"], product=ends["Product"])
+    for table in ("app_tag", "app_product", "app_tagging"):
+        execute(f"CREATE TABLE {table} (id serial PRIMARY KEY); INSERT INTO {table} VALUES (4)")
+    assert names(safemigrate.resync(product)) == ["app_product_id_seq"]
+    assert next_value("app_tagging_id_seq") == 1
+
+
 def test_several_of_both_kinds_each_once(auth: None) -> None:
     found = safemigrate.resync(ContentType, "django_migrations", ContentType, "public.auth_group")
     assert names(found) == [

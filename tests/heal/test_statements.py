@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemigrate.heal.statements import NOTHING, read
+from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, read
 
 ALL = None
 
@@ -159,6 +159,18 @@ def test_a_long_script_is_read_once(statement: str) -> None:
     script = statement * (300_000 // len(statement))
     assert writes(script) == writes(statement)
     assert read(script).may_insert == read(statement).may_insert
+
+
+def test_equal_heads_in_a_row_are_not_read_again() -> None:
+    sql = "; INSERT INTO tag (name) VALUES ('x')" * 1000 + "; INSERT INTO tag (id) VALUES (1)"
+    assert [verb for verb, _ in _starts(sql)] == ["insert", "insert"]
+
+
+def test_only_short_texts_are_remembered() -> None:
+    for length, kept in ((10, 1), (30_000, 0)):
+        _read_and_remember.cache_clear()
+        read("INSERT INTO tag (name) VALUES ('" + "x" * length + "')")
+        assert _read_and_remember.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize(

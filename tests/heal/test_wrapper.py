@@ -9,7 +9,7 @@ import pytest
 from django.db import IntegrityError, connection, migrations, models, transaction
 
 from safemigrate import driver
-from tests.support.databases import execute, put_behind, value
+from tests.support.databases import execute, put_behind, rows, value
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
 
@@ -327,6 +327,40 @@ def test_keys_given_in_the_way_are_jumped_over(project: Project, given: str, ato
     largest = value("SELECT max(id) FROM app_tag")
     assert value("SELECT name FROM app_tag WHERE id = %s", [largest]) == "last"
     assert value("SELECT name FROM app_tag WHERE id = %s", [largest - 1]) == "after"
+
+
+def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> None:
+    def fill(apps: Any, editor: Any) -> None:
+        tags(apps).create(pk=1000, name="given")
+        tags(apps).create(name="finds the stretch")
+        tags(apps).create(pk=5, name="in the way")
+        tags(apps).create(name="after")
+
+    old_tags(project)
+    execute("SELECT setval('app_tag_id_seq', 3)")
+    project.migration(run_python(fill))
+    project.migrate(command="safemigrate")
+    assert rows("SELECT name FROM app_tag WHERE id > 3 ORDER BY id") == [
+        (name,) for name in ("finds the stretch", "in the way", "given", "after")
+    ]
+
+
+def test_a_free_stretch_comes_to_its_end(project: Project) -> None:
+    def fill(apps: Any, editor: Any) -> None:
+        tags(apps).create(pk=6, name="in the way")
+        for name in ("4", "5", "7"):
+            tags(apps).create(name=name)
+
+    old_tags(project)
+    execute("SELECT setval('app_tag_id_seq', 3)")
+    project.migration(run_python(fill))
+    project.migrate(command="safemigrate")
+    assert rows("SELECT id, name FROM app_tag WHERE id > 3 ORDER BY id") == [
+        (4, "4"),
+        (5, "5"),
+        (6, "in the way"),
+        (7, "7"),
+    ]
 
 
 def test_a_free_stretch_is_not_checked_again_for_each_row(project: Project) -> None:

@@ -43,6 +43,18 @@ def test_the_holder_is_told_of() -> None:
     assert str(lock) not in str(raised.value)
 
 
+def test_a_holder_that_is_idle_is_told_of() -> None:
+    code = "with migration_lock(connection, patience=0, tell=tell): say('taken'); sys.stdin.read()"
+    with running(code) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "taken\n"
+        with (
+            pytest.raises(LockTimeoutError, match=r" UTC, now idle\.\n"),
+            migration_lock(connection, patience=0, tell=quiet),
+        ):
+            pytest.fail("it was taken")
+
+
 def test_what_the_advice_ends_is_the_run() -> None:
     with running(SLEEPING) as holder:
         eventually(lambda: rows(ASLEEP))

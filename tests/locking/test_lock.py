@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Barrier
 from threading import Lock as ThreadLock
 from typing import Any
@@ -249,6 +251,16 @@ def test_a_child_that_knows_nothing_of_its_parent_fails_at_once() -> None:
     assert said == ""
     assert "LockHeldByParentError" in error
     assert f"process {os.getpid()} on " in error
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_the_processes_above_a_run_are_known_but_for_the_first() -> None:
+    code = "from safemigrate.locking.lock import _ancestors; say(json.dumps(list(_ancestors())))"
+    with running(code, child=True) as process:
+        above = json.loads(finish(process))
+    expected = [pid for pid in (os.getpid(), os.getppid()) if pid > 1]
+    assert above[: len(expected)] == expected
+    assert 1 not in above
 
 
 def test_a_thread_of_the_run_fails_at_once() -> None:

@@ -32,13 +32,13 @@ def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) ->
     needs(14, "client_connection_check_interval")
     connection.close()
     options["options"] = "-c client_connection_check_interval=2000"
-    with watching(connection):
+    with watching(connection, at_once=True):
         assert value(INTERVAL) == "2s"
     assert value(INTERVAL) == "2s"
 
 
 def test_a_session_that_died_meanwhile_is_no_crash() -> None:
-    with watching(connection):
+    with watching(connection, at_once=True):
         pid = value("SELECT pg_backend_pid()")
         run(f"connection.cursor().execute('SELECT pg_terminate_backend({pid})')")
     connection.close()

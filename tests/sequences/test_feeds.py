@@ -162,6 +162,17 @@ def test_a_key_that_is_no_number(database: str, given: str) -> None:
     assert (found.free, next_value("s")) == (7, 2)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_columns_that_one_sequence_feeds(database: str, sign: int) -> None:
+    execute(
+        f"CREATE SEQUENCE s INCREMENT {sign}; CREATE TABLE t (a int UNIQUE DEFAULT nextval('s'),"
+        f" b int UNIQUE DEFAULT nextval('s')); INSERT INTO t VALUES ({9 * sign}, {5 * sign})"
+    )
+    found = recheck(connection, "t", is_unchecked=False, move=True)
+    assert found is not None
+    assert (found.columns, found.free) == (frozenset("ab"), 4)
+
+
 def test_through_a_view(database: str) -> None:
     execute(
         "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1);"
@@ -210,6 +221,27 @@ def test_the_constraint_that_was_hit(database: str, sql: str) -> None:
     )
     feeding = resync_constraint(connection, "public", "t", name, move=True)
     assert [each.status for each in feeding.findings] == ["resynced"]
+
+
+def test_only_what_feeds_the_constraint_is_moved(database: str) -> None:
+    execute(
+        "CREATE TABLE t (id serial PRIMARY KEY, number serial UNIQUE); INSERT INTO t VALUES (7, 7)"
+    )
+    feeding = resync_constraint(connection, "public", "t", "t_number_key", move=True)
+    assert [each.sequence.name for each in feeding.findings] == ["t_number_seq"]
+    assert (next_value("t_id_seq"), next_value("t_number_seq")) == (1, 8)
+
+
+@pytest.mark.parametrize(("schema", "moved"), [(None, "public"), ("public", "public"), ("b", "b")])
+def test_a_table_whose_name_others_have_too(database: str, schema: str | None, moved: str) -> None:
+    execute("CREATE SCHEMA b")
+    for each in ("public", "b"):
+        execute(f"CREATE TABLE {each}.t (id serial PRIMARY KEY); INSERT INTO {each}.t VALUES (7)")
+    feeding = resync_constraint(connection, schema, "t", "t_pkey", move=True)
+    assert [each.sequence.schema for each in feeding.findings] == [moved]
+    assert {each: next_value(f"{each}.t_id_seq") for each in ("public", "b")} == {
+        each: 8 if each == moved else 1 for each in ("public", "b")
+    }
 
 
 def test_a_constraint_of_a_partition(database: str) -> None:

@@ -267,17 +267,18 @@ def test_row_level_security(ill: None) -> None:
         assert finding.status == "unknown"
         assert finding.obstacle is not None
         assert "row-level security" in finding.obstacle.reason
+        assert finding.obstacle.advice == "run as a role that may, such as the table's owner"
         notes, _ = collide()
     assert "could not be checked: query would be affected by row-level security" in notes[-1].text
 
 
 def test_cramped(ill: None) -> None:
-    execute("INSERT INTO t VALUES (2100000000)")
+    execute("INSERT INTO t VALUES (1950000000)")
     notes, _ = collide()
     assert "would leave less than a tenth of the sequence's range" in notes[-1].text
     assert next_value("t_id_seq") == 2  # the failed draw's doing
     execute(typed(notes[-1], "SELECT pg_catalog.setval("))
-    assert next_value("t_id_seq") == 2100000001
+    assert next_value("t_id_seq") == 1950000001
 
 
 def test_a_jump_over_most_of_the_range(ill: None) -> None:
@@ -325,6 +326,32 @@ def test_exhausted(ill: None) -> None:
     assert next_value("t_id_seq") == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "increment", "last"),
+    [
+        ("smallint", 1, 2**15 - 1),
+        ("integer", 1, 2**31 - 1),
+        ("oid", 1, 2**32 - 1),
+        ("bigint", 1, 2**63 - 1),
+        ("smallint", -1, -(2**15)),
+        ("integer", -1, -(2**31)),
+        ("bigint", -1, -(2**63)),
+    ],
+)
+def test_a_column_s_range_may_end_first(
+    database: str, kind: str, increment: int, last: int
+) -> None:
+    execute(
+        f"CREATE SEQUENCE s INCREMENT {increment};"
+        f"CREATE TABLE t (id {kind} PRIMARY KEY DEFAULT nextval('s'));"
+        f"INSERT INTO t VALUES ({last})"
+    )
+    (finding,) = found(move=True)
+    assert (finding.status, finding.largest) == ("behind", last)
+    assert f"the range ends at {last}:" in str(finding.obstacle)
+    assert next_value("s") == increment
+
+
 def test_read_only(ill: None) -> None:
     execute("SET default_transaction_read_only = on")
     (finding,) = found(move=True)
@@ -353,6 +380,27 @@ def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
         connections["other"].close()
     (finding,) = found(move=True)
     assert finding.moved_to == 1000000
+
+
+def test_a_lock_that_comes_free_is_taken(
+    ill: None, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safemigrate.sequences.resync import LOCK_SPACE
+
+    execute("INSERT INTO t VALUES (1000000)")
+    oid = value("SELECT 't_id_seq'::regclass::oid")
+    pauses: list[float] = []
+    with binding("other", database), connections["other"].cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_SPACE + oid])
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                cursor.execute("SELECT pg_advisory_unlock_all()")
+
+        monkeypatch.setattr("safemigrate.sequences.resync.time.sleep", pause)
+        (finding,) = found(move=True)
+    assert (finding.moved_to, len(pauses)) == (1000000, 3)
 
 
 def test_the_error_is_the_original(ill: None) -> None:
@@ -388,7 +436,11 @@ def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCapt
             "INSERT INTO t (note) VALUES ('new')",
             "public.t.id has no default or identity any more",
         ),
-        ("SELECT 1", "INSERT INTO t (id) VALUES (7)", "Genuine duplicate in public.t"),
+        (
+            "SELECT 1",
+            "INSERT INTO t (id) VALUES (7)",
+            "Genuine duplicate in public.t: no sequence that feeds id is behind",
+        ),
         (
             "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
             "CREATE UNIQUE INDEX ON t (note)",

@@ -1,0 +1,106 @@
+"""What is remembered of a run's statements, and which INSERT then needs a check."""
+
+from __future__ import annotations
+
+from safemigrate.heal.disturbed import Disturbed
+from safemigrate.heal.statements import Write
+
+ID, NAME = frozenset({"id"}), frozenset({"name"})
+
+
+def write(columns: frozenset[str] | None) -> Write:
+    return Write("public.tag", "tag", columns)
+
+
+def after(*inserts: frozenset[str] | None, count: int | None = 1) -> Disturbed:
+    """Remember INSERTs into one table, which give these columns."""
+    disturbed = Disturbed()
+    for columns in inserts:
+        disturbed.learn([write(columns)], [], count)
+    return disturbed
+
+
+def needs_recheck(disturbed: Disturbed, columns: frozenset[str] | None = NAME) -> bool:
+    return disturbed.needs_recheck(write(columns), is_leading=True)
+
+
+def test_a_table_that_was_given_no_key_needs_none() -> None:
+    assert not needs_recheck(after())
+    assert not needs_recheck(after(NAME, NAME))
+
+
+def test_one_that_was_given_a_key_does() -> None:
+    assert needs_recheck(after(ID))
+    assert needs_recheck(after(NAME, ID | NAME, NAME))
+    assert needs_recheck(after(None))
+    assert needs_recheck(after(None, NAME))
+    assert not after(ID).needs_recheck(Write("other", "other", NAME), is_leading=True)
+
+
+def test_an_insert_that_gives_the_key_itself_does_not() -> None:
+    assert not needs_recheck(after(ID), ID | NAME)
+    assert not needs_recheck(after(ID), None)
+    assert needs_recheck(after(None), ID | NAME)
+
+
+def test_one_that_comes_later_in_a_text_does_not() -> None:
+    assert not after(ID).needs_recheck(write(NAME), is_leading=False)
+
+
+def test_an_update_gives_a_key_as_well() -> None:
+    disturbed = Disturbed()
+    disturbed.learn([], [write(ID)], 1)
+    assert needs_recheck(disturbed)
+
+
+def settled(free: int | None) -> Disturbed:
+    """Remember a key that was given, and that a check has found so many values free."""
+    disturbed = after(ID)
+    disturbed.settle(write(NAME), ID, free)
+    return disturbed
+
+
+def test_free_values_are_drawn_without_a_check() -> None:
+    disturbed = settled(3)
+    for count in (2, 1):
+        assert not needs_recheck(disturbed)
+        disturbed.learn([write(NAME)], [], count)
+    assert needs_recheck(disturbed)
+
+
+def test_who_knows_how_many_were_drawn() -> None:
+    disturbed = settled(1_000)
+    disturbed.learn([write(NAME)], [], None)
+    assert needs_recheck(disturbed)
+
+
+def test_no_end_in_sight() -> None:
+    disturbed = settled(None)
+    disturbed.learn([write(NAME)], [], None)
+    assert not needs_recheck(disturbed)
+
+
+def test_a_key_given_later_may_be_in_the_way() -> None:
+    for free in (1_000, None):
+        for columns in (ID, ID | NAME, None):
+            disturbed = settled(free)
+            disturbed.learn([write(columns)], [], 1)
+            assert needs_recheck(disturbed)
+
+
+def test_what_the_sweep_could_not_check_is_checked_once() -> None:
+    disturbed = Disturbed()
+    disturbed.mark_unchecked(["tag"])
+    assert disturbed.is_unchecked(write(NAME))
+    assert disturbed.needs_recheck(write(NAME), is_leading=False)
+    disturbed.settle(write(NAME), ID, None)
+    assert not disturbed.is_unchecked(write(NAME))
+    assert not needs_recheck(disturbed)
+
+
+def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_other() -> None:
+    disturbed = after(ID)
+    disturbed.mark_unchecked(["tag"])
+    assert not disturbed.is_unchecked(write(NAME))
+    assert needs_recheck(disturbed)
+    assert not disturbed.needs_recheck(write(NAME), is_leading=False)
