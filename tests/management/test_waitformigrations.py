@@ -15,6 +15,7 @@ from django.db import migrations as django_migrations
 from django.test import override_settings
 
 from tests.support.databases import Databases, binding, execute, value
+from tests.support.locks import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 LONG = 60
 STEP = django_migrations.CreateModel("Thing", [("id", models.BigAutoField(primary_key=True))])
-OURS = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT app, name FROM django_migrations'"
+OURS = f"""
+SELECT pid FROM pg_stat_activity
+ WHERE {HERE} AND query = 'SELECT app, name FROM django_migrations'
+"""
 
 
 class Output(io.StringIO):
