@@ -373,6 +373,16 @@ def test_read_only(ill: None) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "status"), [("PRIMARY KEY (tenant, id)", "unknown"), ("CHECK (true)", "not judged")]
+)
+def test_a_large_table_without_an_index(database: str, key: str, status: str) -> None:
+    """What is unique should have been checked; of what is not yet, nobody can tell."""
+    execute(f"CREATE TABLE t (tenant int, id serial, note text, {key})")
+    execute("INSERT INTO t SELECT 1, n, repeat('x', 90) FROM generate_series(1, 20000) AS n")
+    assert [each.status for each in found()] == [status]
+
+
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
     """A walk needs none; a jump tries for a second, and the note says why it was not made."""
     from safemigrate.sequences.resync import LOCK_SPACE
