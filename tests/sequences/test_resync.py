@@ -383,6 +383,15 @@ def test_a_large_table_without_an_index(database: str, key: str, status: str) ->
     assert [each.status for each in found()] == [status]
 
 
+def test_a_number_that_may_repeat_is_moved_if_told_to(database: str) -> None:
+    execute("CREATE TABLE t (id serial, note text); CREATE UNIQUE INDEX ON t (id) WHERE note = ''")
+    execute("CREATE INDEX ON t (id); INSERT INTO t VALUES (7)")
+    (finding,) = found(move=True)
+    assert (finding.status, next_value("t_id_seq")) == ("not judged", 1)
+    (finding,) = found(move=True, terms=Terms(force=True))
+    assert (finding.status, next_value("t_id_seq")) == ("resynced", 8)
+
+
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
     """A walk needs none; a jump tries for a second, and the note says why it was not made."""
     from safemigrate.sequences.resync import LOCK_SPACE
