@@ -29,13 +29,16 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from coverage import CoverageData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.environments import ROOT, server, url_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TESTS = {
     "heal": ["tests/heal", "tests/whole/test_together.py"],
@@ -127,20 +130,22 @@ class Copy:
         tree = ast.parse(original)
         mutate(list(ast.walk(tree))[mutant.node])
         path.write_text(ast.unparse(tree))
-        chosen = self.folder / "chosen"
-        chosen.write_text("\n".join(tests))
         try:
-            if self.passes("-x", "-n0", *IN_TIME, f"@{chosen}"):
+            if self.passes("-x", "-n0", *IN_TIME, self.listed(tests)):
                 return ""
         finally:
             path.write_text(original)
         printed = self.printed.read_text(errors="replace")
-        if "(no match in any of" in printed:
-            raise SystemExit("Tests have been renamed or removed: leave out --keep, or its file.")
         failure = re.search(
             r"^(?:FAILED |ERROR |(?=Timeout))(.+?)(?: - .*)?$", printed, re.MULTILINE
         )
         return failure[1] if failure else printed.strip().rpartition("\n")[2] or "silence"
+
+    def listed(self, tests: Iterable[str]) -> str:
+        """Return an argument that stands for ``tests``, in this order."""
+        chosen = self.folder / "chosen"
+        chosen.write_text("\n".join(tests))
+        return f"@{chosen}"
 
     @property
     def printed(self) -> Path:
@@ -187,6 +192,9 @@ class Runs:
                 raise SystemExit("The tests fail on the package as it is.")
         self._data = CoverageData(str(data))
         self._data.read()
+        tests = {test_of(context) for context in self._data.measured_contexts()} - {""}
+        if not copy.passes("--collect-only", "-n0", copy.listed(tests)):
+            raise SystemExit(f"Tests have been renamed or removed: remove {data}.")
 
     def of(self, mutant: Mutant) -> list[str]:
         """List the tests that run a mutant's lines, those that are likely to notice first in front.
@@ -221,7 +229,11 @@ class Runs:
     def _by_line(self, module: Path) -> dict[int, set[str]]:
         (path,) = (each for each in self._data.measured_files() if each.endswith(str(module)))
         found = self._data.contexts_by_lineno(path)
-        return {line: {each.rpartition("|")[0] for each in found[line]} for line in found}
+        return {line: {test_of(each) for each in found[line]} for line in found}
+
+
+def test_of(context: str) -> str:
+    return context.rpartition("|")[0]
 
 
 def main() -> int:

@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import IntegrityError, connection, migrations, models, transaction
+from django.db import IntegrityError, connection, connections, migrations, models, transaction
 
-from safemigrate import driver
-from tests.support.databases import execute, put_behind, rows, value
+from safemigrate import driver, healing
+from tests.support.databases import execute, next_value, put_behind, rows, value
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
 
@@ -327,6 +327,29 @@ def test_keys_given_in_the_way_are_jumped_over(project: Project, given: str, ato
     largest = value("SELECT max(id) FROM app_tag")
     assert value("SELECT name FROM app_tag WHERE id = %s", [largest]) == "last"
     assert value("SELECT name FROM app_tag WHERE id = %s", [largest - 1]) == "after"
+
+
+def test_tenants_are_swept_one_by_one(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tenant in ("a", "b", "c"):
+        execute(
+            f"CREATE SCHEMA {tenant}; CREATE TABLE {tenant}.t (id serial PRIMARY KEY, note text);"
+            f"INSERT INTO {tenant}.t VALUES (7)"
+        )
+
+    def enter(tenant: str) -> None:
+        """Do as django-tenants does."""
+        monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
+        execute(f"SET search_path = {tenant}")
+
+    enter("a")
+    with healing() as report:
+        assert [each.schema for each in report.resyncs] == ["a"]
+        enter("b")
+        for _ in range(2):
+            execute("INSERT INTO t (note) VALUES ('new') ON CONFLICT DO NOTHING")
+    assert [each.schema for each in report.resyncs] == ["a", "b"]
+    assert rows("SELECT id FROM b.t ORDER BY id") == [(7,), (8,), (9,)]
+    assert next_value("c.t_id_seq") == 1
 
 
 def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> None:

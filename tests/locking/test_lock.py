@@ -20,6 +20,7 @@ from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
+from safemigrate import driver
 from safemigrate.locking.lock import (
     KEY,
     LockError,
@@ -313,6 +314,34 @@ say(held)
         "1",
         "MigrationLock(taken=True, lost=False)",
     ]
+
+
+def test_a_forked_child_takes_the_lock_for_held() -> None:
+    code = """
+with migration_lock(connection, patience=0, tell=tell) as held:
+    if not os.fork():
+        say(held.check())
+        os._exit(0)
+    os.wait()
+"""
+    assert run(code) == "True\n"
+
+
+def test_without_a_pooler_nothing_is_asked_of_the_migrating_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[str] = []
+    execute = driver.Cursor.execute
+
+    def record(cursor: driver.Cursor, sql: str, params: Any = None) -> None:
+        sent.append(sql)
+        execute(cursor, sql, params)
+
+    monkeypatch.setattr(driver.Cursor, "execute", record)
+    with migration_lock(connection, patience=0, tell=quiet) as held:
+        assert sent == []
+        assert held.check()
+        assert sent == ["SELECT 1"]  # on the lock's own connection
 
 
 def test_a_forked_child_that_fails_leaves_the_parents_connections_alone() -> None:

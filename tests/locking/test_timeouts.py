@@ -164,6 +164,12 @@ def test_the_session_has_it_for_the_run_and_when_it_connects_anew() -> None:
     assert not connection.execute_wrappers
 
 
+def test_a_session_that_is_closed_by_the_end_is_left_closed() -> None:
+    with patient():
+        connection.close()
+    assert connection.connection is None
+
+
 def test_a_roles_own_setting_is_restored() -> None:
     execute("SET lock_timeout = '7s'")
     with patient():

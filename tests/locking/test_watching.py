@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.watching import watching
@@ -35,6 +35,16 @@ def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) ->
     with watching(connection, at_once=True):
         assert value(INTERVAL) == "2s"
     assert value(INTERVAL) == "2s"
+
+
+def test_in_a_transaction_nothing_is_sent() -> None:
+    with transaction.atomic(), watching(connection, at_once=True):
+        assert value(INTERVAL) == unwatched()
+    connection.set_autocommit(False)
+    with watching(connection, at_once=True):
+        assert value(INTERVAL) == unwatched()
+    connection.rollback()
+    connection.set_autocommit(True)
 
 
 def test_a_session_that_died_meanwhile_is_no_crash() -> None:

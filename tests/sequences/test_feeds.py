@@ -244,6 +244,22 @@ def test_a_table_whose_name_others_have_too(database: str, schema: str | None, m
     }
 
 
+def test_a_constraint_that_is_gone(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (7)")
+    feeding = resync_constraint(connection, "public", "t", "gone", move=True)
+    assert (feeding.findings, feeding.why_not) == ([], "t has no constraint gone any more.")
+
+
+def test_what_can_not_be_moved_is_not_tried(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (7)")
+    execute("SET default_transaction_read_only = on")
+    feeding = resync_constraint(connection, "public", "t", "t_pkey", move=True)
+    execute("SET default_transaction_read_only = off")
+    (finding,) = feeding.findings
+    assert finding.status == "behind"
+    assert "read-only" in str(finding.obstacle)
+
+
 def test_a_constraint_of_a_partition(database: str) -> None:
     execute(
         "CREATE TABLE p (id bigserial, d int, PRIMARY KEY (id, d)) PARTITION BY LIST (d);"

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safemigrate import Note, healing
+from safemigrate.driver import Cursor
 from safemigrate.sequences.catalogue import sequences_of
-from safemigrate.sequences.state import Finding, Terms, checking
+from safemigrate.sequences.state import Finding, Terms, check, checking
 from safemigrate.sequences.sweep import all_schemas, feeds_in, survey
 from tests.support.databases import binding, execute, locked, next_value, rows, value
 from tests.support.project import Project, run_python
@@ -144,6 +145,25 @@ def test_any_bounds_and_increment(
     assert all((given_now - key) * step > 0 for key in within)
     assert (given_now - before) % step == 0
     assert [each.status for each in found()] == ["in sync"]
+
+
+def test_what_is_in_sync_takes_one_statement(
+    shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute("DROP TABLE IF EXISTS t; CREATE TABLE t (id serial PRIMARY KEY, number serial UNIQUE)")
+    feeds = feeds_in(connection, ["public"])
+    sent: list[str] = []
+    rows_of = Cursor.rows
+
+    def record(cursor: Cursor, sql: str, params: Any = None) -> list[Any]:
+        sent.append(sql)
+        return rows_of(cursor, sql, params)
+
+    with checking(connection) as cursor:
+        sequences = sequences_of(cursor, feeds)
+        monkeypatch.setattr(Cursor, "rows", record)
+        assert [each.status for each in check(cursor, sequences)] == ["in sync", "in sync"]
+    assert len(sent) == 1
 
 
 def test_residue_is_kept_and_nothing_skipped(shared_database: str) -> None:
@@ -362,6 +382,25 @@ def test_read_only(ill: None) -> None:
         "the server, or this session, is read-only; resync where it can be written to, such as "
         "the primary"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [("PRIMARY KEY (tenant, id)", "unknown"), ("CHECK (true)", "not judged")]
+)
+def test_a_large_table_without_an_index(database: str, key: str, status: str) -> None:
+    """What is unique should have been checked; of what is not yet, nobody can tell."""
+    execute(f"CREATE TABLE t (tenant int, id serial, note text, {key})")
+    execute("INSERT INTO t SELECT 1, n, repeat('x', 90) FROM generate_series(1, 20000) AS n")
+    assert [each.status for each in found()] == [status]
+
+
+def test_a_number_that_may_repeat_is_moved_if_told_to(database: str) -> None:
+    execute("CREATE TABLE t (id serial, note text); CREATE UNIQUE INDEX ON t (id) WHERE note = ''")
+    execute("CREATE INDEX ON t (id); INSERT INTO t VALUES (7)")
+    (finding,) = found(move=True)
+    assert (finding.status, next_value("t_id_seq")) == ("not judged", 1)
+    (finding,) = found(move=True, terms=Terms(force=True))
+    assert (finding.status, next_value("t_id_seq")) == ("resynced", 8)
 
 
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
