@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pglast import ast, parse_sql, split
+from pglast.enums import CmdType
 from pglast.parser import ParseError
 from pglast.visitors import Skip, Visitor
 
@@ -71,9 +72,15 @@ SHAPES = {
 
 Target = tuple[str, str, frozenset[str] | None]
 
+# Those that may write, or hold what does.
+WRITING = (
+    *(ast.InsertStmt, ast.UpdateStmt, ast.MergeStmt, ast.SelectStmt, ast.DeleteStmt),
+    *(ast.CopyStmt, ast.ExplainStmt, ast.PrepareStmt, ast.RuleStmt),
+)
+
 
 class Targets(Visitor):  # type: ignore[misc]
-    """Collects the tables and columns that INSERT and UPDATE name, at the top and in CTEs.
+    """Collects the tables and columns that INSERT, UPDATE and MERGE name, at the top and in CTEs.
 
     In a subquery's CTE the parser takes them, and the server does not.
     """
@@ -92,11 +99,19 @@ class Targets(Visitor):  # type: ignore[misc]
         columns = frozenset(each.name for each in node.targetList)
         self.found.add(("update", node.relation.relname, columns))
 
+    def visit_MergeStmt(self, _: object, node: ast.MergeStmt) -> None:  # noqa: N802 - pglast's
+        for clause in node.mergeWhenClauses:
+            columns = frozenset(each.name for each in clause.targetList or ())
+            if clause.commandType == CmdType.CMD_INSERT:
+                self.found.add(("insert", node.relation.relname, columns or None))
+            elif clause.commandType == CmdType.CMD_UPDATE:
+                self.found.add(("update", node.relation.relname, columns))
+
 
 def by_the_parser(sql: str) -> set[Target]:
     targets = Targets()
     for raw in parse_sql(sql):
-        if isinstance(raw.stmt, ast.InsertStmt | ast.UpdateStmt | ast.SelectStmt | ast.DeleteStmt):
+        if isinstance(raw.stmt, WRITING):
             targets(raw)
     return targets.found
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 
+# Here and in what else is read of long texts no alternatives are repeated for each character, which
+# would take memory for each.
+
 # A name as it is written, quoted or not.
-NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
+NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
 
 # What a semicolon may be part of without ending a statement; anything else is skipped. A doubled
-# quote counts as the end of one literal and the begin of another: alternatives take memory for
-# each character.
+# quote counts as the end of one literal and the begin of another.
 _LITERAL = re.compile(
     r"""
       --[^\n\r]*

@@ -25,7 +25,7 @@ REMEMBERED_LENGTH = 20_000
 
 _GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 _TABLE = rf"(?P<table>{NAME}(?:\s*\.\s*{NAME})*)"
-_COLUMNS = r'(?:\((?P<columns>(?:[^()"]|"[^"]*")*)\))?'
+_COLUMNS = r'(?:\((?P<columns>[^()"]*(?:"[^"]*"[^()"]*)*)\))?'
 _FLAGS = re.IGNORECASE
 
 VERB = re.compile(rf"{_GAP}*\(*(?P<verb>[a-z]+)", _FLAGS)
