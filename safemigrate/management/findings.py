@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from safemigrate.management.losses import usage
 from safemigrate.sequences.catalogue import Hinders
-from safemigrate.sequences.state import Status, sign_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from safemigrate.sequences.catalogue import Obstacle
     from safemigrate.sequences.needs import Loss
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.state import Finding, Status
 
 
 @dataclass
@@ -57,7 +56,7 @@ def is_short(finding: Finding) -> bool:
     """Tell whether a sequence is past its largest key, but not by the headroom asked for."""
     if finding.target is None or finding.largest is None or finding.next_value is None:
         return False
-    return sign_of(finding.sequence) * (finding.next_value - finding.largest) > 0
+    return finding.sequence.sign * (finding.next_value - finding.largest) > 0
 
 
 def obstacles_of(finding: Finding) -> list[Obstacle]:

@@ -93,7 +93,7 @@ def usage(finding: Finding) -> str:
     if percent is None or percent < NEARLY_USED_UP:
         return ""
     sequence = finding.sequence
-    end = sequence.highest if sequence.increment > 0 else sequence.lowest
     return printable(
-        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is {end}",
+        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is "
+        f"{sequence.last}"
     )

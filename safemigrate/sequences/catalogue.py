@@ -123,6 +123,21 @@ class Sequence:
         return self.obstacles[0] if self.obstacles else None
 
     @property
+    def sign(self) -> int:
+        """1 where it counts upward, -1 where downward."""
+        return 1 if self.increment > 0 else -1
+
+    @property
+    def aggregate(self) -> str:
+        """The SQL function that finds the key farthest in its direction."""
+        return "max" if self.increment > 0 else "min"
+
+    @property
+    def last(self) -> int:
+        """The last value in its direction that it can give to every column it feeds."""
+        return self.highest if self.increment > 0 else self.lowest
+
+    @property
     def lowest(self) -> int:
         """The least value that the sequence can give to every column it feeds."""
         return max(self.minimum, *(-INTEGERS.get(key.type, 2**63) - 1 for key in self.keys))

@@ -16,7 +16,7 @@ from safemigrate import driver
 from .catalogue import CODE_OF_OTHERS, FEEDS
 from .collations import mismatches
 from .needs import WANTED, Loss, Need, parameters_of
-from .state import SETTINGS, Finding, checking, sign_of
+from .state import SETTINGS, Finding, checking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -247,7 +247,7 @@ def percent_used(finding: Finding) -> int | None:
     """Say how much of its range a sequence has used once it is in sync; None if it is not known."""
     if finding.next_value is None:
         return None
-    sequence, sign = finding.sequence, sign_of(finding.sequence)
+    sequence, sign = finding.sequence, finding.sequence.sign
     given = [finding.next_value - sequence.increment, finding.target, finding.moved_to]
     last = max(sign * each for each in given if each is not None)
     first, end = sorted((sign * sequence.lowest, sign * sequence.highest))

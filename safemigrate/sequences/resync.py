@@ -21,7 +21,6 @@ from .state import (
     check,
     checking,
     finding_of,
-    sign_of,
     state_query,
 )
 
@@ -115,9 +114,9 @@ def _move(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
         RESYNC.format(
             state=state_query(sequence, terms, turn=TURN),
             oid=sequence.oid,
-            sign=sign_of(sequence),
+            sign=sequence.sign,
             stride=abs(sequence.increment),
-            last=sequence.highest if sequence.increment > 0 else sequence.lowest,
+            last=sequence.last,
             cache=sequence.cache,
             lock=LOCK_SPACE + sequence.oid,
             may_jump="true" if sequence.is_settable else "false",

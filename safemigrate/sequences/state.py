@@ -260,7 +260,7 @@ def _glance(cursor: Cursor, sequences: Rows[Sequence], terms: Terms) -> dict[int
         for row in cursor.rows(" UNION ALL ".join(map(_glimpse, glanced))):
             sequence = by_oid[row.oid]
             next_value = row.last_value + (sequence.increment if row.is_called else 0)
-            sign = sign_of(sequence)
+            sign = sequence.sign
             if row.largest is None:
                 found[row.oid] = Finding(sequence, next_value)
             # Of a numeric key NaN and infinity are left to the exact state.
@@ -276,7 +276,7 @@ def _glimpse(sequence: Sequence) -> str:
     # Of the keys out of bounds those ahead raise a doubt, and those behind hide none within.
     keys = [
         GLIMPSE_OF_KEY.format(
-            aggregate="max" if sequence.increment > 0 else "min",
+            aggregate=sequence.aggregate,
             column=key.quoted_column,
             only="" if key.is_partitioned else "ONLY",
             table=key.quoted_table,
@@ -299,21 +299,16 @@ def _is_visible(sequence: Sequence) -> bool:
     return sequence.obstacle is None or sequence.obstacle.hinders is Hinders.MOVING
 
 
-def sign_of(sequence: Sequence) -> int:
-    return 1 if sequence.increment > 0 else -1
-
-
 def state_query(sequence: Sequence, terms: Terms, turn: str = "") -> str:
-    rising = sequence.increment > 0
     next_value = NEXT_VALUE if sequence.is_readable else NEXT_VALUE_WITHOUT_SELECT
     unindexed = [key for key in sequence.keys if not (key.is_indexed or key.is_heir or terms.scan)]
     return STATE.format(
         oid=sequence.oid,
         increment=sequence.increment,
         stride=abs(sequence.increment),
-        sign=sign_of(sequence),
+        sign=sequence.sign,
         headroom=terms.headroom,
-        last=sequence.highest if rising else sequence.lowest,
+        last=sequence.last,
         span=sequence.highest - sequence.lowest,
         reach="'Infinity'::pg_catalog.float8" if sequence.is_settable else WALK_WITHOUT_UPDATE,
         weight=f"GREATEST(0, {', '.join(map(_weight, unindexed))})" if unindexed else 0,
@@ -335,7 +330,7 @@ def _farthest(sequence: Sequence, keys: Rows[str]) -> str:
 def _extreme(key: Key, sequence: Sequence, terms: Terms) -> str:
     is_free = key.is_indexed or terms.scan
     return KEY.format(
-        aggregate="max" if sequence.increment > 0 else "min",
+        aggregate=sequence.aggregate,
         column=key.quoted_column,
         only="" if key.is_partitioned else "ONLY",
         table=key.quoted_table,
@@ -383,8 +378,7 @@ def _unindexed(sequence: Sequence) -> Obstacle:
 
 def _harm(finding: Finding) -> str:
     sequence = finding.sequence
-    last = sequence.highest if sequence.increment > 0 else sequence.lowest
-    left = abs(last - (finding.target or 0))
+    left = abs(sequence.last - (finding.target or 0))
     is_tenth = 10 * left < sequence.highest - sequence.lowest
     return "leave less than a tenth" if is_tenth else "use up most"
 
@@ -393,7 +387,7 @@ def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
     sequence = finding.sequence
     if misfit == "exhausted":
         return Obstacle(
-            f"the range ends at {sequence.highest if sequence.increment > 0 else sequence.lowest}: "
+            f"the range ends at {sequence.last}: "
             f"there is no value left past the largest key, {finding.largest}",
             "move that row to another key, or widen the column and the sequence",
             is_final=True,
