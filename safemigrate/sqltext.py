@@ -16,7 +16,7 @@ import re
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
 
 # What a semicolon may be part of without ending a statement; anything else is skipped. A doubled
-# quote counts as the end of one literal and the begin of another.
+# quote counts as the end of one literal and the beginning of another.
 _LITERAL = re.compile(
     r"""
       --[^\n\r]*

@@ -63,7 +63,7 @@ HEAD = re.compile(
 class Holder:
     """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
-    ``role`` and ``name`` are those of a session that is none.
+    Only then are ``role`` and ``name`` set.
     ``worker`` is the backend that migrates for it, or None if a pooler or privileges hide it.
     """
 
