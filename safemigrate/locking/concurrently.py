@@ -23,6 +23,8 @@ CREATE_INDEX = re.compile(
 )
 QUEUES_NOBODY = re.compile(
     r"""\s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
+             | REINDEX\s[^;]*\bCONCURRENTLY\b
+             | ALTER\s+TABLE\s[^,;]+\sDETACH\s+PARTITION\s[^,;]+\sCONCURRENTLY;?\s*$
              | ALTER\s+TABLE\s[^,;]+\sVALIDATE\s+CONSTRAINT\s[^,;]+;?\s*$ )""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -53,7 +55,14 @@ def can_be_repeated(text: str) -> bool:
     words = words_of_one_statement(text)
     if not words or words[0] in MAY_COMMIT:
         return False
-    return "concurrently" not in words or words[0] == "drop" or bool(CREATE_INDEX.match(text))
+    if "concurrently" not in words or words[0] in ("drop", "refresh"):
+        return True
+    return CREATE_INDEX.match(text) is not None
+
+
+def does_not_wait(text: str) -> bool:
+    """Tell whether the statement itself asks for an error where it would have to wait."""
+    return "nowait" in (words_of_one_statement(text) or ())
 
 
 def invalid_indexes(cursor: Cursor, text: str) -> set[str]:

@@ -19,7 +19,7 @@ from safemigrate.report import Audience, logger
 from safemigrate.signals import lock_waited
 
 from .blockers import Watcher
-from .concurrently import can_be_repeated, invalid_indexes, queues_nobody
+from .concurrently import can_be_repeated, does_not_wait, invalid_indexes, queues_nobody
 from .migrations import around_migrations, noting_python
 from .savepoint import Savepoint
 from .watching import on_connecting
@@ -166,7 +166,7 @@ class _Waits:
 
         if self._savepoint:
             self._savepoint.begin(text)
-        if many or not self._is_idle():
+        if many or not self._is_idle() or does_not_wait(text):
             return send()
         there = self._invalid_indexes(text)
 

@@ -34,10 +34,11 @@ from tests.support.databases import execute, rows, value
 from tests.support.locks import HERE
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, eventually
+from tests.support.servers import needs
 from tests.support.sites import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from safemigrate.report import LockWait
@@ -230,6 +231,58 @@ def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> 
         execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
         assert value("SHOW lock_timeout") == "100ms"
     assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
+
+
+@pytest.mark.usefixtures("thing")
+def test_reindexing_waits_for_transactions_as_long_as_patience_lasts(blocker: Blocker) -> None:
+    execute("CREATE INDEX thing_id ON thing (id)")
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with letting_go_soon(blocker), patient():
+        execute("REINDEX TABLE CONCURRENTLY thing")
+    assert rows(INVALID) == []
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_partition_is_detached_as_long_as_patience_lasts(blocker: Blocker) -> None:
+    needs(14, "DETACH PARTITION CONCURRENTLY")
+    execute(
+        "CREATE TABLE whole (id int) PARTITION BY LIST (id); "
+        "CREATE TABLE part PARTITION OF whole FOR VALUES IN (1)"
+    )
+    blocker.execute("SELECT FROM whole")
+    with letting_go_soon(blocker), patient():
+        execute("ALTER TABLE whole DETACH PARTITION part CONCURRENTLY")
+    assert rows("SELECT inhrelid FROM pg_inherits WHERE inhparent = 'whole'::regclass") == []
+
+
+@pytest.mark.usefixtures("thing")
+def test_a_view_is_refreshed_again(blocker: Blocker) -> None:
+    execute("CREATE MATERIALIZED VIEW seen AS TABLE thing; CREATE UNIQUE INDEX ON seen (id)")
+    blocker.execute("LOCK TABLE thing IN ACCESS EXCLUSIVE MODE")
+    with letting_go_soon(blocker), patient():
+        execute("REFRESH MATERIALIZED VIEW CONCURRENTLY seen")
+
+
+@pytest.mark.usefixtures("thing")
+def test_what_asks_not_to_wait_is_not_retried(blocker: Blocker) -> None:
+    execute("INSERT INTO thing VALUES (1)")
+    blocker.execute("SELECT FROM thing FOR UPDATE")
+    sent: list[str] = []
+    with (
+        patient(patience=1),
+        connection.execute_wrapper(remembering(sent)),
+        pytest.raises(OperationalError, match="could not obtain lock"),
+    ):
+        execute("SELECT FROM thing FOR UPDATE NOWAIT")
+    assert len(sent) == 1
+
+
+def remembering(sent: list[str]) -> Callable[..., Any]:
+    def remember(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        sent.append(sql)
+        return run(sql, params, many, context)
+
+    return remember
 
 
 INVALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
