@@ -11,6 +11,7 @@ from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.apps import apps
 from django.db import Error, OperationalError, connections
 from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 
@@ -231,9 +232,14 @@ class _Waits:
                 step.editor.deferred_sql.append("SELECT 1")
             return state
 
+        def undo() -> str:
+            why = savepoint.undo()
+            _forget_content_types(step.state)
+            return why
+
         try:
             with noting_python(python_of, savepoint.note_python):
-                return self._retry(attempt, savepoint.undo)
+                return self._retry(attempt, undo)
         finally:
             self._savepoint = None
 
@@ -288,6 +294,14 @@ class _Waits:
         record = self.watcher.last
         remedy = f" {record}. {record.remedy}" if record else ""
         Audience(self.connection.alias).explain(error, text + remedy)
+
+
+def _forget_content_types(state: ProjectState) -> None:
+    """Empty the caches of ContentType's managers, in which there may be what was rolled back."""
+    registries = [apps, state.apps] if "apps" in state.__dict__ else [apps]
+    for registry in registries:
+        with suppress(LookupError):
+            registry.get_model("contenttypes", "ContentType").objects.clear_cache()
 
 
 def is_lock_failure(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import (
     IntegrityError,
@@ -482,6 +483,31 @@ def test_python_is_run_again_where_that_is_harmless(
         migrate(shop, retry_python=True)
     assert len(ran) > 1
     assert recorded() == 1
+
+
+@pytest.mark.parametrize("is_historical", [True, False])
+def test_python_finds_no_content_type_that_was_rolled_back(
+    shop: Project, blocker: Blocker, waits: list[LockWait], *, is_historical: bool
+) -> None:
+    """ContentType's manager remembers what it has made."""
+    keys: list[int] = []
+
+    def remember(historical: Any, _: Any) -> None:
+        registry = historical if is_historical else apps
+        types = registry.get_model("contenttypes", "ContentType").objects
+        keys.append(types.get_for_model(historical.get_model("app", "New")).pk)
+
+    shop.migration(
+        made("New"),
+        run_python(remember),
+        sql(),
+        dependencies=[("contenttypes", "0002_remove_content_type_name")],
+    )
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert len(keys) > 1
+    assert rows("SELECT id FROM django_content_type WHERE model = 'new'") == [(keys[-1],)]
 
 
 def test_python_that_comes_later_runs_once(
