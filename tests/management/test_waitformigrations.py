@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import ProgrammingError, connection, models
+from django.db import ProgrammingError, connection, connections, models
 from django.db import migrations as django_migrations
 from django.test import override_settings
 
@@ -179,6 +179,13 @@ def test_what_waiting_cannot_cure_is_raised_at_once(project: Project) -> None:
 def test_an_unknown_database() -> None:
     with pytest.raises(CommandError, match="There is no database 'nowhere' in the settings"):
         wait(database="nowhere")
+
+
+def test_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one schema has every migration says nothing of the others."""
+    monkeypatch.setitem(vars(connections["default"]), "schema_name", "public")
+    with pytest.raises(CommandError, match="a schema for each tenant"):
+        wait()
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])

@@ -134,6 +134,11 @@ class Command(BaseCommand):
             raise CommandError(
                 f"There is no database {database!r} in the settings, only {', '.join(connections)}."
             )
+        if hasattr(connections[database], "schema_name"):  # django-tenants, or a package like it
+            raise CommandError(
+                f'The database "{database}" has a schema for each tenant, and waitformigrations '
+                "reads one. Wait until the process that migrates them has ended."
+            )
         self.verbosity = options["verbosity"]
         self.alias = database
         self.timeout = timeout
