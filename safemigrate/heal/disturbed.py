@@ -22,10 +22,16 @@ class _Table:
     is_unchecked: bool = False
 
     def is_disturbed_for(self, insert: Write) -> bool:
-        """Tell whether ``insert`` leaves out a column for which the run has supplied values."""
+        """Tell whether ``insert`` leaves out a column for which the run has supplied values.
+
+        Once it is known what the sequences feed, no other column matters.
+        """
         if insert.columns is None or (self.free is None or self.free > 0):
             return False
-        return self.given is None or not self.given <= insert.columns
+        if self.fed is None:
+            return self.given is None or not self.given <= insert.columns
+        drawn = self.fed - insert.columns
+        return bool(drawn if self.given is None else drawn & self.given)
 
     def give(self, columns: frozenset[str] | None) -> None:
         self.given = None if columns is None or self.given is None else self.given | columns

@@ -110,8 +110,8 @@ class Wrapper:
             found = recheck(
                 self.connection,
                 insert.table,
+                given=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
-                move=True,
             )
             fed = found.columns if found else frozenset()
             self._disturbed.settle(insert, fed, found.free if found else None)

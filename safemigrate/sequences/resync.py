@@ -183,41 +183,40 @@ class Recheck:
 
 
 def recheck(
-    connection: BaseDatabaseWrapper, table: str, *, is_unchecked: bool, move: bool
+    connection: BaseDatabaseWrapper,
+    table: str,
+    *,
+    given: frozenset[str] = frozenset(),
+    is_unchecked: bool = False,
 ) -> Recheck | None:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
-    One whose next value is taken is resynced; one that is merely behind only where it
-    ``is_unchecked``. Waits for the table's lock as long as the INSERT would. Returns None where
-    there is no such table, or no sequence feeds it.
+    Those are the ones that feed other columns than ``given``. One whose next value is taken is
+    resynced. Where the table ``is_unchecked``, every sequence that is behind is. Waits for the
+    table's lock as long as the INSERT would. Returns None where there is no such table, or no
+    sequence feeds it.
     """
     with checking_table(connection, table) as (cursor, oid):
         if oid is None:
             return None
         feeds, own = feeds_of_table(cursor, oid)
         sequences = sequences_of(cursor, feeds)
+        fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
         found = [
-            _check_and_resync(cursor, each, move=move)
-            if is_unchecked
-            else _resync_if_taken(cursor, each, own, move=move)
-            for each in sequences
+            (resync(cursor, each), None) if is_unchecked else _resync_if_taken(cursor, each, own)
+            for each, columns in zip(sequences, fed, strict=True)
+            if is_unchecked or not columns or not columns <= given
         ]
-    columns = {key.column for each in sequences for key in each.keys if key.place in own}
-    if not columns:
+    if not any(fed):
         return None
     stretches = [free for _, free in found if free is not None]
+    free = min(stretches, default=None) if len(found) == len(sequences) else 0
     findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]
-    return Recheck(frozenset(columns), findings, min(stretches, default=None))
-
-
-def _check_and_resync(
-    cursor: Cursor, sequence: Sequence, *, move: bool
-) -> tuple[Finding, int | None]:
-    return resync(cursor, sequence) if move else check(cursor, [sequence])[0], None
+    return Recheck(frozenset().union(*fed), findings, free)
 
 
 def _resync_if_taken(
-    cursor: Cursor, sequence: Sequence, own: dict[Place, bool], *, move: bool
+    cursor: Cursor, sequence: Sequence, own: dict[Place, bool]
 ) -> tuple[Finding, int | None]:
     """Resync where the INSERT is sure to collide; return also how many values are free.
 
@@ -229,7 +228,7 @@ def _resync_if_taken(
     if not (finding.is_behind and sole):
         return finding, None
     free = _free(cursor, finding, sole)
-    if free != 0 or finding.obstacle or not move:
+    if free != 0 or finding.obstacle:
         return finding, free or None
     return resync(cursor, sequence), None
 

@@ -43,6 +43,14 @@ def test_an_insert_that_gives_the_key_itself_does_not() -> None:
     assert needs_recheck(after(None), ID | NAME)
 
 
+def test_only_what_a_sequence_feeds_is_drawn_once_that_is_known() -> None:
+    for given in (ID | NAME, None):
+        disturbed = after(given)
+        disturbed.settle(write(ID), ID, 0)
+        assert not needs_recheck(disturbed, ID)
+        assert needs_recheck(disturbed, NAME)
+
+
 def test_one_that_comes_later_in_a_text_does_not() -> None:
     assert not after(ID).needs_recheck(write(NAME), is_leading=False)
 

@@ -329,6 +329,30 @@ def test_keys_given_in_the_way_are_jumped_over(project: Project, given: str, ato
     assert value("SELECT name FROM app_tag WHERE id = %s", [largest - 1]) == "after"
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "INSERT INTO t VALUES (1, 'first')",
+        "INSERT INTO t TABLE template",
+        "INSERT INTO t (id, note, more) VALUES (1, 'first', 1)",
+    ],
+)
+def test_an_insert_that_draws_nothing_moves_no_sequence(database: str, first: str) -> None:
+    """A copy keeps its keys, and migrate leaves its sequence where it is."""
+    execute(
+        "CREATE TABLE template AS SELECT 1 AS id, 'first' AS note;"
+        "CREATE TABLE t (id serial PRIMARY KEY, note text, more int)"
+    )
+    with healing() as report:
+        execute(first)
+        for key in (2, 3):
+            execute(f"INSERT INTO t (id, note) VALUES ({key}, 'given')")
+        assert next_value("t_id_seq") == 1
+        execute("INSERT INTO t (note) VALUES ('drawn')")
+    assert [each.before for each in report.resyncs] == [1]
+    assert value("SELECT id FROM t WHERE note = 'drawn'") == 4
+
+
 def test_tenants_are_swept_one_by_one(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for tenant in ("a", "b", "c"):
         execute(

@@ -128,14 +128,14 @@ def test_what_is_unique_among_some_rows_is_not_judged(database: str) -> None:
 
 def test_a_free_value_is_left(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (20)")
-    found = recheck(connection, "t", is_unchecked=False, move=True)
+    found = recheck(connection, "t")
     assert found is not None
     assert (found.free, next_value("t_id_seq")) == (19, 1)
 
 
 def test_a_taken_value_is_passed(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (1), (20)")
-    found = recheck(connection, '"t"', is_unchecked=False, move=True)
+    found = recheck(connection, '"t"')
     assert found is not None
     assert [each.status for each in found.findings] == ["resynced"]
     assert next_value("t_id_seq") == 21
@@ -149,15 +149,15 @@ def test_a_key_that_is_no_number(database: str, given: str) -> None:
         "CREATE SEQUENCE s; CREATE TABLE t (id numeric PRIMARY KEY DEFAULT nextval('s'));"
         f"INSERT INTO t VALUES ('{given}')"
     )
-    found = recheck(connection, "t", is_unchecked=False, move=True)
+    found = recheck(connection, "t")
     assert found is not None
     assert (found.findings, found.free) == ([], None)
     execute("INSERT INTO t VALUES (1)")
-    found = recheck(connection, "t", is_unchecked=False, move=True)
+    found = recheck(connection, "t")
     assert found is not None
     assert next_value("s") == 2
     execute("INSERT INTO t VALUES (9)")
-    found = recheck(connection, "t", is_unchecked=False, move=True)
+    found = recheck(connection, "t")
     assert found is not None
     assert (found.free, next_value("s")) == (7, 2)
 
@@ -168,9 +168,19 @@ def test_two_columns_that_one_sequence_feeds(database: str, sign: int) -> None:
         f"CREATE SEQUENCE s INCREMENT {sign}; CREATE TABLE t (a int UNIQUE DEFAULT nextval('s'),"
         f" b int UNIQUE DEFAULT nextval('s')); INSERT INTO t VALUES ({9 * sign}, {5 * sign})"
     )
-    found = recheck(connection, "t", is_unchecked=False, move=True)
+    found = recheck(connection, "t")
     assert found is not None
     assert (found.columns, found.free) == (frozenset("ab"), 4)
+
+
+def test_what_the_insert_gives_itself_is_not_moved(database: str) -> None:
+    execute(
+        "CREATE TABLE t (id serial PRIMARY KEY, number serial UNIQUE); INSERT INTO t VALUES (1, 1)"
+    )
+    found = recheck(connection, "t", given=frozenset({"id"}))
+    assert found is not None
+    assert (found.columns, found.free) == (frozenset({"id", "number"}), 0)
+    assert (next_value("t_id_seq"), next_value("t_number_seq")) == (1, 2)
 
 
 def test_through_a_view(database: str) -> None:
@@ -178,7 +188,7 @@ def test_through_a_view(database: str) -> None:
         "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1);"
         "CREATE VIEW v AS SELECT * FROM t"
     )
-    found = recheck(connection, "v", is_unchecked=False, move=True)
+    found = recheck(connection, "v")
     assert found is not None
     assert next_value("t_id_seq") == 2
 
@@ -186,7 +196,7 @@ def test_through_a_view(database: str) -> None:
 @pytest.mark.parametrize("table", ["nowhere", '"no where"', "a.b", "plain"])
 def test_nothing_to_recheck(database: str, table: str) -> None:
     execute("CREATE TABLE plain (id int PRIMARY KEY)")
-    assert recheck(connection, table, is_unchecked=False, move=True) is None
+    assert recheck(connection, table) is None
 
 
 @pytest.mark.parametrize("table", ["a.b.c.d", "x.y.z", '"unclosed', "", "#", "a b"])
@@ -194,7 +204,7 @@ def test_a_name_that_is_none(database: str, table: str) -> None:
     """As text of a statement that was misread: no error that the run would see as ours."""
     execute("BEGIN")
     try:
-        assert recheck(connection, table, is_unchecked=False, move=True) is None
+        assert recheck(connection, table) is None
         assert value("SELECT 1") == 1
     finally:
         execute("ROLLBACK")
