@@ -27,11 +27,10 @@ def command_line(alias: str, *options: str, schema: str = "public") -> str:
     return shlex.join(words)
 
 
-def restored(
+def restore_all(
     connection: BaseDatabaseWrapper, losses: Iterable[Loss], tell: Callable[[str], None]
-) -> list[Loss]:
-    """Put back what can be, one table at a time; return what is lost still."""
-    left = []
+) -> None:
+    """Put back what can be, one table at a time, and tell what became of each."""
     for loss in losses:
         if loss.is_restorable:
             try:
@@ -40,9 +39,6 @@ def restored(
                 tell(one_line(f"{loss}; not restored: {error}"))
             else:
                 tell(f"{one_line(str(loss))}; restored")
-                continue
-        left.append(loss)
-    return left
 
 
 def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:

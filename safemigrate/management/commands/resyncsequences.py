@@ -190,7 +190,14 @@ class Command(BaseCommand):
         return feeds_in(connection, self._schemas(connection))
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
-        """List what is lost; with --restore-defaults what could not be restored."""
+        """List what is lost; with --restore-defaults what is lost after it."""
+        found = self._find_lost(connection)
+        if self.options["restore_defaults"] and not self.options["dry_run"]:
+            losses.restore_all(connection, found, self._tell)
+            found = self._find_lost(connection)  # another session may have restored some
+        return found
+
+    def _find_lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         needs = needs_of_apps(connection, self.labels)
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
@@ -203,9 +210,7 @@ class Command(BaseCommand):
             found = losses_of(connection, needs, schemas)
             if self.options["schemas"]:  # a model may name another one itself
                 found = [loss for loss in found if loss.schema in schemas]
-        if self.options["dry_run"] or not self.options["restore_defaults"]:
-            return found
-        return losses.restored(connection, found, self._tell)
+        return found
 
     def _tables_of_apps(self, connection: BaseDatabaseWrapper) -> list[int]:
         found = []
