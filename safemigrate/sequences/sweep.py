@@ -325,6 +325,7 @@ def survey(
     What can't be checked does not stop the rest: it is a finding with an obstacle. Raises only
     what the connection itself dies of.
     """
+    of_sequence = {group[0].sequence: group for group in feeds}
     for start in range(0, len(feeds), CHUNK):
         findings = _checked(connection, feeds[start : start + CHUNK], terms)
         if not move:
@@ -332,7 +333,8 @@ def survey(
             continue
         for each in findings:  # one by one, so that each can be told before the next is moved
             is_movable = each.is_behind and not each.obstacle
-            yield [_moved(connection, each, terms) if is_movable else each]
+            group = of_sequence[each.sequence.oid]
+            yield _moved(connection, each, group, terms) if is_movable else [each]
 
 
 def _checked(
@@ -362,11 +364,17 @@ def _checked(
     ]
 
 
-def _moved(connection: BaseDatabaseWrapper, finding: Finding, terms: Terms) -> Finding:
+def _moved(
+    connection: BaseDatabaseWrapper, finding: Finding, feeds: list[Feed], terms: Terms
+) -> list[Finding]:
+    """Move one sequence; nothing is found where it or its table has been dropped meanwhile."""
     try:
         with checking(connection) as cursor:
-            return move_past(cursor, finding.sequence, terms)
+            return [move_past(cursor, finding.sequence, terms)]
     except Error as error:
         if driver.is_closed(connection):
             raise
-        return replace(finding, obstacle=replace(obstacle_of(error), hinders=Hinders.MOVING))
+        if not _checked(connection, [feeds], terms, SHORT_WAIT):
+            return []
+        obstacle = replace(obstacle_of(error), hinders=Hinders.MOVING)
+        return [replace(finding, obstacle=obstacle)]

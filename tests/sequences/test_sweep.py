@@ -161,6 +161,16 @@ def test_one_locked_partition_is_one_unknown_finding(database: str) -> None:
         assert statuses() == {"public.t1_id_seq": "resynced", "public.p_id_seq": "unknown"}
 
 
+def test_a_table_that_is_dropped_between_check_and_move_is_no_finding(database: str) -> None:
+    for name in "abc":
+        execute(f"CREATE TABLE {name} (id serial PRIMARY KEY); INSERT INTO {name} VALUES (7)")
+    found = sweep(connection)
+    assert [str(each.sequence) for each in next(found)] == ["public.a_id_seq"]
+    execute("DROP TABLE b")
+    rest = [each for chunk in found for each in chunk]
+    assert [(str(each.sequence), each.status) for each in rest] == [("public.c_id_seq", "resynced")]
+
+
 def test_many_locked_tables_are_not_waited_for_one_by_one(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
