@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -84,24 +84,9 @@ class Watch:
                 self.seen[name] = now or 0
             self.looks += 1
 
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        is_over = Event()
-
-        def watch() -> None:
-            from django.db import connection
-
-            while not is_over.wait(0.01):
-                self.look()
-            connection.close()
-
-        thread = Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+    def go_on(self, is_over: Event) -> None:
+        while not is_over.wait(0.01):
+            self.look()
 
 
 @dataclass
@@ -194,6 +179,7 @@ def main(seconds: float) -> int:
     from tests.support.databases import Databases
     from tests.support.models import shop
     from tests.support.project import Project, run_python
+    from tests.support.runs import meanwhile
 
     found: list[Any] = []
     watch = Watch()
@@ -208,7 +194,7 @@ def main(seconds: float) -> int:
         note = migrations.AddField("product", "note", models.TextField(null=True))
         project.migration(note, run_python(add_rows))
         assert first == "0001_step"
-        with writing(found), watch.going_on():
+        with writing(found), meanwhile(watch.go_on):
             runs = soak(project, seconds, watch)
         return tell(found, runs, watch)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager, suppress
-from threading import Event, Thread, Timer
+from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,6 +36,7 @@ from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, eventually
 from tests.support.servers import needs
 from tests.support.sites import Site
+from tests.support.twins.blocking import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -866,46 +866,22 @@ def test_a_blocker_at_random_changes_nothing(
     )
     project.migration(migrations.AddField("Child", "note", models.TextField(default="x")))
     with ExitStack() as stack:
+
+        def block() -> None:
+            connection.ensure_connection()
+            blocker = Blocker()
+            stack.callback(blocker.twin.connection.close)
+            blocker.execute(TAKE)
+            stack.enter_context(letting_go(blocker, waits))
+            stack.enter_context(blocking(seed))
+
         options = {"lock_timeout": SHORT, "lock_patience": 60, "retry_python": True}
-        law.holds(
-            spoil=lambda: stack.enter_context(blocking_at_random(seed, waits)),
-            ours=options,
-            up_to_keys=True,
-        )
+        law.holds(spoil=block, ours=options, up_to_keys=True)
 
 
 def made(name: str, *field: models.Field[Any, Any]) -> migrations.CreateModel:
     fields = [("id", models.BigAutoField(primary_key=True)), *(("other", each) for each in field)]
     return migrations.CreateModel(name, fields)
-
-
-@contextmanager
-def blocking_at_random(seed: int, waits: list[LockWait]) -> Iterator[None]:
-    chance = random.Random(seed)
-    is_over = Event()
-    connection.ensure_connection()
-    blocker = Blocker()
-
-    def block() -> None:
-        eventually(lambda: waits)
-        while not is_over.wait(chance.uniform(0, 0.5)):
-            blocker.let_go()
-            is_over.wait(chance.uniform(0, 0.2))
-            table = chance.choice(["thing", "django_migrations", "app_parent", "app_child"])
-            mode = chance.choice(["ACCESS SHARE", "ROW EXCLUSIVE", "SHARE", "ACCESS EXCLUSIVE"])
-            with suppress(Exception):  # there is no such table yet, or a deadlock
-                blocker.execute(f"LOCK TABLE {table} IN {mode} MODE")
-        blocker.twin.connection.close()
-
-    blocker.execute(TAKE)
-
-    thread = Thread(target=block)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 # --- Signals

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from django.core.management import call_command
@@ -89,6 +89,26 @@ def eventually(predicate: Callable[[], Any]) -> Any:
             return answer
         time.sleep(0.05)
     raise AssertionError(f"never: {predicate}")
+
+
+@contextmanager
+def meanwhile(work: Callable[[Event], None]) -> Iterator[None]:
+    """Have another thread work during the block; it stops when the event is set."""
+    is_over = Event()
+
+    def run() -> None:
+        try:
+            work(is_over)
+        finally:
+            connections.close_all()
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:

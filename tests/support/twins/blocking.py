@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
-from threading import Event, Thread
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django.db import Error, connection
 
+from tests.support.runs import meanwhile
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from threading import Event
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -23,31 +25,23 @@ TABLES = """
 """
 
 
-@contextmanager
-def blocking() -> Iterator[None]:
+def blocking(seed: int = 0) -> AbstractContextManager[None]:
     """Lock the tables of the default connection's database for the block, two at a time."""
-    stop = Event()
-    thread = Thread(target=_block, args=(connection.copy(), stop))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _block(blocker: BaseDatabaseWrapper, stop: Event) -> None:
+    blocker = connection.copy()
     blocker.inc_thread_sharing()
-    choose = random.Random(0)
+    return meanwhile(partial(_block, blocker, random.Random(seed)))
+
+
+def _block(blocker: BaseDatabaseWrapper, chance: random.Random, is_over: Event) -> None:
     with blocker.cursor() as cursor:
-        while not stop.wait(choose.uniform(0, LONGEST / 10)):
+        while not is_over.wait(chance.uniform(0, LONGEST / 10)):
             cursor.execute(TABLES)
             tables = [name for (name,) in cursor.fetchall()]
             try:
                 cursor.execute("BEGIN; SET LOCAL lock_timeout = '50ms'")
-                for table in choose.sample(tables, min(2, len(tables))):
-                    cursor.execute(f"LOCK TABLE {table} IN {choose.choice(MODES)} MODE")
-                    stop.wait(choose.uniform(0, LONGEST))
+                for table in chance.sample(tables, min(2, len(tables))):
+                    cursor.execute(f"LOCK TABLE {table} IN {chance.choice(MODES)} MODE")
+                    is_over.wait(chance.uniform(0, LONGEST))
             except Error:  # the table is gone, or it is the migration's
                 pass
             cursor.execute("ROLLBACK")
