@@ -1,4 +1,4 @@
-"""What models need of their tables, and how it is told what of that is lost."""
+"""What models need of their tables, and what a table may have lost of that."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Loss:
         return f"{self.schema}.{self.table}.{self.column}: {self.status}; {self.reason}"
 
 
-# The tables of the needs that are there, wherever the schemas have them.
+# Those of the needed tables that the schemas have.
 WANTED = """
 wanted AS MATERIALIZED (
     SELECT w.place, w.is_auto, c.oid, a.attnum::pg_catalog.int4 AS attribute
