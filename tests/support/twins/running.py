@@ -438,18 +438,23 @@ def _links(name: str, key: str, columns: list[str], shape: tuple[int, ...]) -> l
 
 
 def place(places: list[str], *, behind: bool) -> None:
-    """Put the sequences where the project has them; on the healthy twin none is behind."""
+    """Put the sequences where the project has them; on the healthy twin none is behind.
+
+    One that was drawn from in vain stays where it is: no resync could know of that gap.
+    """
     found = rows(
         " UNION ALL ".join(
-            f"(SELECT {number}, {literal(sequence)}, coalesce(max({_quoted(column)}), 0) "
-            f"FROM {table})"
+            f"(SELECT {number}, {literal(sequence)}, coalesce(max({_quoted(column)}), 0), "
+            f"(SELECT last_value + is_called::int FROM {sequence}) FROM {table})"
             for number, (table, column, sequence) in enumerate(rows(FED))
         )
         or "SELECT 1 WHERE false"
     )
     statements = ["SELECT 1"]
-    for number, sequence, largest in found:
+    for number, sequence, largest, next_value in found:
         where = places[number % len(places)]
+        if next_value > largest + 1:
+            continue
         value = {"one": 1, "middle": largest // 2 or 1, "last": largest or 1}.get(where)
         if where == "ahead":
             value = largest + 5
