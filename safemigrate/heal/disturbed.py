@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,12 @@ class _Table:
 class Disturbed:
     """What the statements of one connection have supplied, by the tables' unqualified names."""
 
-    _tables: dict[str, _Table] = field(default_factory=dict)
+    _tables: defaultdict[str, _Table] = field(default_factory=lambda: defaultdict(_Table))
 
     def mark_unchecked(self, names: Iterable[str]) -> None:
         """Remember tables whose sequences the sweep could not check."""
         for name in names:
-            self._tables.setdefault(name, _Table()).is_unchecked = True
+            self._tables[name].is_unchecked = True
 
     def is_unchecked(self, insert: Write) -> bool:
         """Tell whether the sweep could not check what the INSERT draws from.
@@ -63,12 +64,12 @@ class Disturbed:
         table = self._tables.get(insert.name)
         return table is not None and table.is_unchecked and not table.is_disturbed_for(insert)
 
-    def needs_recheck(self, insert: Write, *, is_leading: bool) -> bool:
+    def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
         table = self._tables.get(insert.name)
-        return self.is_unchecked(insert) or (
-            table is not None and is_leading and table.is_disturbed_for(insert)
-        )
+        if table is None:
+            return False
+        return insert in leading if table.is_disturbed_for(insert) else table.is_unchecked
 
     def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
         """Remember what a check found: the columns that are fed, and how many draws are free."""
@@ -78,8 +79,8 @@ class Disturbed:
     def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
         """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""
         for insert in inserts:
-            table = self._tables.setdefault(insert.name, _Table())
+            table = self._tables[insert.name]
             table.draw(count)
             table.give(insert.columns)
         for update in updates:
-            self._tables.setdefault(update.name, _Table()).give(update.columns)
+            self._tables[update.name].give(update.columns)

@@ -77,7 +77,7 @@ class Wrapper:
     def _prepare(self, heads: Heads) -> None:
         self.sweep()
         for insert in heads.inserts:
-            if self._disturbed.needs_recheck(insert, is_leading=insert in heads.leading):
+            if self._disturbed.needs_recheck(insert, heads.leading):
                 self._recheck(insert)
 
     def _schema(self) -> str:

@@ -21,7 +21,8 @@ def after(*inserts: frozenset[str] | None, count: int | None = 1) -> Disturbed:
 
 
 def needs_recheck(disturbed: Disturbed, columns: frozenset[str] | None = NAME) -> bool:
-    return disturbed.needs_recheck(write(columns), is_leading=True)
+    insert = write(columns)
+    return disturbed.needs_recheck(insert, frozenset({insert}))
 
 
 def test_a_table_that_was_given_no_key_needs_none() -> None:
@@ -34,7 +35,8 @@ def test_one_that_was_given_a_key_does() -> None:
     assert needs_recheck(after(NAME, ID | NAME, NAME))
     assert needs_recheck(after(None))
     assert needs_recheck(after(None, NAME))
-    assert not after(ID).needs_recheck(Write("other", "other", NAME), is_leading=True)
+    other = Write("other", "other", NAME)
+    assert not after(ID).needs_recheck(other, frozenset({other}))
 
 
 def test_an_insert_that_gives_the_key_itself_does_not() -> None:
@@ -52,7 +54,7 @@ def test_only_what_a_sequence_feeds_is_drawn_once_that_is_known() -> None:
 
 
 def test_one_that_comes_later_in_a_text_does_not() -> None:
-    assert not after(ID).needs_recheck(write(NAME), is_leading=False)
+    assert not after(ID).needs_recheck(write(NAME), frozenset())
 
 
 def test_an_update_gives_a_key_as_well() -> None:
@@ -100,7 +102,7 @@ def test_what_the_sweep_could_not_check_is_checked_once() -> None:
     disturbed = Disturbed()
     disturbed.mark_unchecked(["tag"])
     assert disturbed.is_unchecked(write(NAME))
-    assert disturbed.needs_recheck(write(NAME), is_leading=False)
+    assert disturbed.needs_recheck(write(NAME), frozenset())
     disturbed.settle(write(NAME), ID, None)
     assert not disturbed.is_unchecked(write(NAME))
     assert not needs_recheck(disturbed)
@@ -111,4 +113,4 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
     disturbed.mark_unchecked(["tag"])
     assert not disturbed.is_unchecked(write(NAME))
     assert needs_recheck(disturbed)
-    assert not disturbed.needs_recheck(write(NAME), is_leading=False)
+    assert not disturbed.needs_recheck(write(NAME), frozenset())
