@@ -14,7 +14,8 @@ from safemigrate import conf
 from safemigrate.printing import printable
 from safemigrate.sequences.expected import losses
 from safemigrate.sequences.needs import needs_of_apps
-from safemigrate.sequences.sweep import current_schemas, feeds_in, survey
+from safemigrate.sequences.scope import current_schemas, feeds_in
+from safemigrate.sequences.sweep import survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,7 +11,8 @@ from django.db.migrations.operations.base import Operation
 from safemigrate.heal.resync import resync
 from safemigrate.management.formats import sql_lines
 from safemigrate.printing import printable
-from safemigrate.sequences.sweep import feeds_of, survey
+from safemigrate.sequences.scope import feeds_of
+from safemigrate.sequences.sweep import survey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate.report import Audience
-from safemigrate.sequences.sweep import feeds_of, survey
+from safemigrate.sequences.scope import feeds_of
+from safemigrate.sequences.sweep import survey
 
 from .block import wrapper_of
 

@@ -13,7 +13,8 @@ from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
 from safemigrate.sequences.resync import recheck
-from safemigrate.sequences.sweep import current_schemas, sweep
+from safemigrate.sequences.scope import current_schemas
+from safemigrate.sequences.sweep import sweep
 
 from .collisions import Judge, why_not_retried
 from .disturbed import Disturbed

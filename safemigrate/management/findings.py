@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from safemigrate.management.losses import usage
-from safemigrate.sequences.catalogue import Hinders
+from safemigrate.sequences.sequence import Hinders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from safemigrate.sequences.catalogue import Obstacle
     from safemigrate.sequences.needs import Loss
+    from safemigrate.sequences.sequence import Obstacle
     from safemigrate.sequences.state import Finding, Status
 
 

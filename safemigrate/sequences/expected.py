@@ -13,8 +13,9 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate import driver
 
-from .catalogue import CODE_OF_OTHERS, FEEDS
+from .catalogue import CODE_OF_OTHERS
 from .collations import mismatches
+from .feeds import FEEDS
 from .needs import WANTED, Loss, Need, parameters_of
 from .state import SETTINGS, Finding, checking
 

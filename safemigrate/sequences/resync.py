@@ -11,7 +11,9 @@ from django.db import NotSupportedError, ProgrammingError
 
 from safemigrate import driver
 
-from .catalogue import CONSTRAINT, IS_LOST, Hinders, Obstacle, feeds_of_table, sequences_of
+from .catalogue import CONSTRAINT, IS_LOST, sequences_of
+from .feeds import feeds_of_table
+from .sequence import Hinders, Obstacle
 from .state import (
     SETTINGS,
     USUAL,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from safemigrate.driver import Cursor
 
-    from .catalogue import Key, Place, Sequence
+    from .sequence import Key, Place, Sequence
 
 # A gap of this many values is walked with nextval(), which cannot move a sequence backward,
 # whatever other sessions do meanwhile. A wider one is jumped with setval(). Each of up to 32

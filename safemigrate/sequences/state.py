@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safemigrate import driver
 from safemigrate.printing import one_line, sql_identifier, sql_literal
 
-from .catalogue import Hinders, Key, Obstacle, Sequence
+from .sequence import Hinders, Key, Obstacle, Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

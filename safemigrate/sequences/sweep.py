@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from django.apps import apps
-from django.db import DataError, Error
+from django.db import Error
 
 from safemigrate import driver
 
-from .catalogue import (
-    CODE_OF_OTHERS,
-    LISTING,
-    Feed,
-    Hinders,
-    Sequence,
-    feeds_of_table,
-    list_feeds,
-    nameless,
-    sequences_of,
-)
-from .resync import checking_table, move_past
+from .catalogue import CODE_OF_OTHERS, nameless, sequences_of
+from .feeds import LISTING, Feed, list_feeds
+from .resync import move_past
+from .scope import all_schemas, feeds_in
+from .sequence import Hinders, Sequence
 from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
 
 if TYPE_CHECKING:
@@ -30,40 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Rows
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Model
-
-    from safemigrate.driver import Cursor
 
 # This many checks share a transaction: more would save few round trips, and take more of the
 # server's shared lock table, whose default size is 6,400.
 CHUNK = 500
 # A second is waited only once, not for each of many locked tables.
 SHORT_WAIT = "50ms"
-
-CURRENT_SCHEMAS = """
-    SELECT n::pg_catalog.text AS name
-    FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS n
-"""
-SCHEMAS = """
-    SELECT {what}
-    FROM pg_catalog.pg_namespace AS n
-    WHERE n.nspname <> 'information_schema'
-      AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
-    ORDER BY n.nspname
-"""
-NAME_OF_SCHEMA = "n.nspname::pg_catalog.text AS name"
-ONE_SCHEMA = f"SELECT {NAME_OF_SCHEMA} FROM pg_catalog.pg_namespace AS n WHERE n.oid = %s"
-PLACE = """
-    SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
-    FROM pg_catalog.pg_class AS c
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = %s
-"""
-TABLES = """
-    SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
-    FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS t
-    WHERE pg_catalog.to_regclass(t) IS NOT NULL
-"""
 
 # One statement finds everything that is clearly in sync, at the cost of a max() by index for each.
 # Whatever cannot be read like that, or is not in sync, is left to the exact check: those sequences'
@@ -74,6 +37,7 @@ DO $sweep$
 DECLARE
     feed pg_catalog.record;
     largest pg_catalog.numeric;
+    last_value pg_catalog.int8;
     is_in_sync pg_catalog.bool;
     suspects pg_catalog.oid[] := '{}';
 BEGIN
@@ -93,6 +57,7 @@ BEGIN
         )
         SELECT l.sequence, pg_catalog.quote_ident(l.name) AS column_name,
                pg_catalog.format('%I.%I', n.nspname, c.relname) AS table_name,
+               pg_catalog.format('%I.%I', sn.nspname, s.relname) AS sequence_name,
                q.seqincrement AS increment,
                CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
                pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
@@ -129,14 +94,14 @@ BEGIN
         IF feed.is_plain THEN
             BEGIN
                 EXECUTE pg_catalog.format(
-                    'SELECT pg_catalog.%s(%s)::pg_catalog.numeric FROM ONLY %s',
-                    feed.farthest, feed.column_name, feed.table_name
-                ) INTO largest;
+                    'SELECT (SELECT pg_catalog.%s(%s) FROM ONLY %s)::pg_catalog.numeric,
+                            CASE WHEN v.is_called THEN v.last_value END
+                     FROM %s AS v',
+                    feed.farthest, feed.column_name, feed.table_name, feed.sequence_name
+                ) INTO largest, last_value;
                 -- The last value is null where the sequence was never drawn from.
                 is_in_sync := COALESCE(
-                    feed.sign * (largest - feed.increment
-                                 - pg_catalog.pg_sequence_last_value(feed.sequence)) < 0,
-                    largest IS NULL);
+                    feed.sign * (largest - feed.increment - last_value) < 0, largest IS NULL);
                 RAISE EXCEPTION USING ERRCODE = 'SM000';
             EXCEPTION
                 WHEN SQLSTATE 'SM000' THEN NULL;
@@ -171,110 +136,6 @@ SCHEMAS_TO_SWEEP = """
 SUSPECTS = """
     SELECT pg_catalog.current_setting('safemigrate.suspects')::pg_catalog.oid[] AS suspects
 """
-
-
-def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
-    """List the schemas in which names are looked up now, without the system's."""
-    connection.ensure_connection()
-    with driver.cursor(connection) as cursor:
-        return [row.name for row in cursor.rows(CURRENT_SCHEMAS)]
-
-
-def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
-    """List every schema but the system's and other sessions' temporary ones.
-
-    One whose name the session's encoding cannot express is left out.
-    """
-    return [name for name in schemas_with_names(connection) if name is not None]
-
-
-def schemas_with_names(connection: BaseDatabaseWrapper) -> list[str | None]:
-    """List the schemas of :func:`all_schemas`; None stands for one that is left out there."""
-    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
-        return [row.name for row in cursor.rows(SCHEMAS.format(what=NAME_OF_SCHEMA))]
-    with checking(connection) as cursor:
-        oids = [row.oid for row in cursor.rows(SCHEMAS.format(what="n.oid"))]
-    return [_name_of_schema(connection, oid) for oid in oids]
-
-
-def _name_of_schema(connection: BaseDatabaseWrapper, oid: int) -> str | None:
-    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
-        row = cursor.row(ONE_SCHEMA, [oid])
-        return str(row.name) if row else None
-    return None
-
-
-def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:
-    """List what the sequences feed that feed a table of ``schemas``, sequence by sequence."""
-    with checking(connection) as cursor:
-        return list_feeds(cursor, schemas=schemas)
-
-
-def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
-    """List the oids of those tables of an app's models that are there.
-
-    Raises LookupError for a label that no installed app has.
-    """
-    models = apps.get_app_config(label).get_models(include_auto_created=True)
-    names = [connection.ops.quote_name(model._meta.db_table) for model in models]
-    connection.ensure_connection()
-    with driver.cursor(connection) as cursor:
-        return [row.oid for row in cursor.rows(TABLES, [names])]
-
-
-def feeds_of_tables(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[list[Feed]]:
-    """List what the sequences feed that feed one of ``tables``, which are oids."""
-    with checking(connection) as cursor:
-        return list_feeds(cursor, tables=tables)
-
-
-def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> list[list[Feed]]:
-    """List what the sequences feed that an INSERT into models or tables draws from.
-
-    A table is named exactly as it is called, or as a statement would write it. Nothing means every
-    table of the current schemas. Raises LookupError for a table that is not there.
-    """
-    connection.ensure_connection()
-    if not what:
-        return feeds_in(connection, current_schemas(connection))
-    found: dict[int, set[Feed]] = {}
-    for name in dict.fromkeys(_names_of(connection, what)):
-        with _table(connection, name) as (cursor, oid):
-            for group in feeds_of_table(cursor, oid)[0]:
-                found.setdefault(group[0].sequence, set()).update(group)
-    return [sorted(group) for group in found.values()]
-
-
-def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
-    """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
-    connection.ensure_connection()
-    with _table(connection, name) as (cursor, oid):
-        row = cursor.row(PLACE, [oid])
-        return row.schema, row.name
-
-
-def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]) -> Iterator[str]:
-    for each in what:
-        if isinstance(each, str):
-            yield each
-            continue
-        throughs = (field.remote_field.through for field in each._meta.many_to_many)
-        made = (through for through in throughs if through and through._meta.auto_created)
-        for model in (each, *each._meta.get_parent_list(), *made):
-            table = model._meta.db_table
-            # It may hold a schema and quotes of its own: 'shop"."order'.
-            yield connection.ops.quote_name(table) if '"' in table else table
-
-
-@contextmanager
-def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor, int]]:
-    quoted = name.replace('"', '""')
-    for text in (f'"{quoted}"', name):
-        with checking_table(connection, text) as (cursor, oid):
-            if oid is not None:
-                yield cursor, oid
-                return
-    raise LookupError(f"There is no table {name!r}.")
 
 
 def sweep(

@@ -10,7 +10,7 @@ from django.db import connection
 
 from safemigrate.sequences.expected import losses
 from safemigrate.sequences.needs import Loss, needs_of_apps
-from safemigrate.sequences.sweep import current_schemas
+from safemigrate.sequences.scope import current_schemas
 from tests.support.databases import binding, execute, value
 from tests.support.runs import resyncsequences
 

@@ -12,7 +12,8 @@ from django.test import modify_settings
 
 from safemigrate.sequences.expected import losses, percent_used, restore
 from safemigrate.sequences.needs import Loss, Need, needs_of_apps
-from safemigrate.sequences.sweep import all_schemas, current_schemas, feeds_in, survey
+from safemigrate.sequences.scope import all_schemas, current_schemas, feeds_in
+from safemigrate.sequences.sweep import survey
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
 from tests.support.servers import tool

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safemigrate import Note, healing
 from safemigrate.driver import Cursor
 from safemigrate.sequences.catalogue import sequences_of
+from safemigrate.sequences.scope import all_schemas, feeds_in
 from safemigrate.sequences.state import Finding, Terms, check, checking
-from safemigrate.sequences.sweep import all_schemas, feeds_in, survey
+from safemigrate.sequences.sweep import survey
 from tests.support.databases import binding, execute, locked, next_value, rows, value
 from tests.support.project import Project, run_python
 

@@ -10,6 +10,7 @@ from django.db import connection, connections
 
 from safemigrate import driver
 from safemigrate.sequences import sweep as module
+from safemigrate.sequences.state import checking
 from safemigrate.sequences.sweep import sweep
 from tests.support.databases import binding, execute, locked, next_value, rows, value
 
@@ -78,6 +79,19 @@ def test_in_a_transaction_nothing_of_it_is_left(database: str) -> None:
     assert value(locks, ["t0"]) == 0
     execute("ROLLBACK")
     assert next_value("t0_id_seq") == 8
+
+
+def test_it_keeps_no_lock_until_its_end(database: str) -> None:
+    """Thousands of sequences would fill the server's lock table, for everybody."""
+    tables(3)
+    with checking(connection) as cursor:
+        cursor.row(module.SCHEMAS_TO_SWEEP, [["public"]])
+        cursor.execute(module.SWEEP)
+        locked = cursor.rows(
+            "SELECT relation FROM pg_catalog.pg_locks"
+            " WHERE pid = pg_catalog.pg_backend_pid() AND relation >= 16384"
+        )
+    assert locked == []
 
 
 def test_few_statements(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

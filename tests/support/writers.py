@@ -71,7 +71,8 @@ RESYNCER = """
 from safemigrate.sequences.catalogue import sequences_of
 from safemigrate.sequences.resync import resync
 from safemigrate.sequences.state import checking
-from safemigrate.sequences.sweep import feeds_in, survey
+from safemigrate.sequences.scope import feeds_in
+from safemigrate.sequences.sweep import survey
 
 def one_by_one():
     with checking(connection) as cursor:

@@ -24,24 +24,24 @@ from safemigrate.management.table import Table
 from safemigrate.printing import one_line, printable
 from safemigrate.sequences.expected import losses as losses_of
 from safemigrate.sequences.needs import needs_of_apps
-from safemigrate.sequences.state import Terms
-from safemigrate.sequences.sweep import (
+from safemigrate.sequences.scope import (
     current_schemas,
     feeds_in,
     feeds_of,
     feeds_of_tables,
     place_of,
     schemas_with_names,
-    survey,
     tables_of_app,
 )
+from safemigrate.sequences.state import Terms
+from safemigrate.sequences.sweep import survey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.sequences.catalogue import Feed
+    from safemigrate.sequences.feeds import Feed
     from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.state import Finding
 
