@@ -13,14 +13,9 @@ import json
 import os
 import secrets
 from contextlib import ExitStack, closing, contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Thread, current_thread
-from threading import enumerate as all_threads
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from django.db import Error, OperationalError
 from tenacity import (
@@ -32,7 +27,8 @@ from tenacity import (
 )
 
 from safemigrate import driver
-from safemigrate.locking.holder import Holder, holder_of, hostname, name_of_run
+from safemigrate.locking.holder import Holder, holder_of, name_of_run
+from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
 from safemigrate.locking.wait import Telling, dial, first_line, twin, within
 from safemigrate.locking.watching import on_connecting, watching
 from safemigrate.printing import printable_ascii
@@ -48,8 +44,6 @@ if TYPE_CHECKING:
 KEY = int.from_bytes(b"safe", "big")
 # Seconds that an answer may always take; and those that a pooler's first answer may take at most.
 SHORTEST_ANSWER, LONGEST_ANSWER = 5.0, 30.0
-
-Address = tuple[str, ...]
 
 
 class LockError(Exception):
@@ -137,7 +131,7 @@ def migration_lock(
     error if it cannot connect. A run inside the holder's own passes at once, in a forked or spawned
     child as well; so does every run on another vendor's database.
     """
-    if connection.vendor != "postgresql" or _is_held_by_kin(connection):
+    if connection.vendor != "postgresql" or is_held_by_kin(connection):
         yield MigrationLock(taken=False)
         return
     with closing(_Lock(connection, patience)) as lock:
@@ -147,90 +141,13 @@ def migration_lock(
         held = MigrationLock(taken=True, _lock=lock)
         try:
             with ExitStack() as stack:
-                stack.enter_context(_known(lock.token, connection))
+                stack.enter_context(known_to_kin(lock.token, connection))
                 stack.enter_context(on_connecting(lock.follow))
                 stack.enter_context(watching(connection, at_once=watches_at_once))
                 yield held
         finally:
             held.lost = not lock.release()
 
-
-# --- Whose lock it is -----------------------------------------------------------------------------
-
-
-@dataclass
-class _Held:
-    """A lock of this process, and the threads that existed before it was taken."""
-
-    address: Address
-    bystanders: WeakSet[Thread]
-
-
-_held: dict[str, _Held] = {}
-_mine: ContextVar[frozenset[str]] = ContextVar("safemigrate_locks", default=frozenset())
-
-
-def _is_held_by_kin(connection: BaseDatabaseWrapper) -> bool:
-    address = _address(connection)
-    return any(_is_kin(token) for token, held in list(_held.items()) if held.address == address)
-
-
-def _is_kin(token: str) -> bool:
-    """Tell whether the lock is this context's or an ancestor process's, but no other thread's."""
-    spawned = _variable(token) in os.environ and token.partition("_")[0] != str(os.getpid())
-    return spawned or token in _mine.get()
-
-
-def _is_parent(holder: Holder) -> bool:
-    """Tell whether the holder started this thread or process, which does not know that."""
-    if held := _held.get(holder.token):
-        return current_thread() not in held.bystanders
-    return (
-        bool(holder.token)
-        and hostname().endswith(holder.host)
-        and int(holder.process) in _ancestors()
-    )
-
-
-def _ancestors() -> Iterator[int]:
-    """Yield the processes above this one, except 1, which each container has for itself."""
-    pid = os.getppid()
-    while pid > 1:
-        yield pid
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            return
-
-
-def _address(connection: BaseDatabaseWrapper) -> Address:
-    settings = connection.settings_dict
-    options = settings["OPTIONS"]
-    return (
-        *(str(settings[name]) for name in ("HOST", "PORT", "NAME")),
-        *(str(options.get(name, "")) for name in ("service", "host", "port", "dbname")),
-    )
-
-
-def _variable(token: str) -> str:
-    return f"SAFEMIGRATE_LOCK_{token}"
-
-
-@contextmanager
-def _known(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let nested runs know whose lock it is: here, in forked and in spawned processes."""
-    mine = _mine.set(_mine.get() | {token})
-    _held[token] = _Held(_address(connection), WeakSet(all_threads()))
-    os.environ[_variable(token)] = connection.alias
-    try:
-        yield
-    finally:
-        os.environ.pop(_variable(token), None)
-        _held.pop(token, None)
-        _mine.reset(mine)
-
-
-# --- The lock -------------------------------------------------------------------------------------
 
 # All of it is local to the transaction, because behind a pooler others use the session as well. If
 # the server is too old for a setting, current_setting() does not find it. The schema is found by
@@ -359,9 +276,9 @@ class _Lock:
         """Take the lock, or return its holder. No transaction is open between two attempts."""
         with self._trying_again():
             holder = self._ask()
-        if holder and not _is_kin(holder.token):
+        if holder and not is_kin(holder.token):
             self.rival = holder
-            if _is_parent(holder):
+            if is_parent(holder):
                 raise LockHeldByParentError(self.alias, holder)
         return holder
 
@@ -495,4 +412,4 @@ class _Lock:
 
 
 def _is_rival(holder: Holder | None) -> bool:
-    return holder is not None and not _is_kin(holder.token)
+    return holder is not None and not is_kin(holder.token)

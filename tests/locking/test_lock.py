@@ -256,7 +256,7 @@ def test_a_child_that_knows_nothing_of_its_parent_fails_at_once() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_the_processes_above_a_run_are_known_but_for_the_first() -> None:
-    code = "from safemigrate.locking.lock import _ancestors; say(json.dumps(list(_ancestors())))"
+    code = "from safemigrate.locking.kin import _ancestors; say(json.dumps(list(_ancestors())))"
     with running(code, child=True) as process:
         above = json.loads(finish(process))
     expected = [pid for pid in (os.getpid(), os.getppid()) if pid > 1]

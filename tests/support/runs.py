@@ -34,8 +34,8 @@ def tell(text): print(text, file=sys.stderr, flush=True)
 def say(text): print(text, flush=True)
 """
 ELSEWHERE = """
-from safemigrate.locking import lock
-lock._ancestors = list
+from safemigrate.locking import kin
+kin._ancestors = list
 """
 VARIABLE = "SAFEMIGRATE_LOCK_"
 
