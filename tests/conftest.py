@@ -56,6 +56,11 @@ def _embedded_server(config: pytest.Config) -> str:
     return f"postgresql://{server.postgres_user}@{socket}/postgres"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one more worker than there are processors, for many a test waits for a lock."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_report_header() -> str:
     from django.db.backends.postgresql.psycopg_any import is_psycopg3
 

@@ -33,11 +33,14 @@ DURATION = re.compile(r" \(\d+\.\d+s\)$")
 _numbers = itertools.count()
 
 COLUMNS = """
-    SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default,
-        is_identity
-    FROM information_schema.columns
-    WHERE table_schema NOT IN ('pg_catalog', 'information_schema')
-    ORDER BY table_schema, table_name, ordinal_position
+    SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    ORDER BY n.nspname, c.relname, a.attnum
 """
 CONSTRAINTS = """
     SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
@@ -176,33 +179,30 @@ class Law:
         ours: dict[str, Any] | None = None,
         **options: Any,
     ) -> Outcome:
-        """Run both commands on twins of the database as it is; return safemigrate's outcome.
+        """Run safemigrate on the database, and migrate on its twin; return safemigrate's outcome.
 
-        The sequences of the tables ``put_back`` (all, where there are none) give ``to`` next on
-        one twin; on the other every sequence is in sync. ``spoil`` does more harm to the first,
+        The sequences of the tables ``put_back`` (all, where there are none) give ``to`` next in
+        the database; in the twin every sequence is in sync. ``spoil`` does more harm to the first,
         and ``ours`` are options of safemigrate's own.
         With ``up_to_keys`` the first columns of the app's own tables may differ: a statement that
         was repeated, because a trigger or a function of it collided, has drawn its key twice.
         """
         set_right()
         connection.close()
-        template = connection.settings_dict["NAME"]
-        healthy, ill = self.databases.create(template), self.databases.create(template)
-        with binding("default", healthy):
+        twin = self.databases.create(connection.settings_dict["NAME"])
+        with binding("default", twin):
             expected = self.run("migrate", *args, **options)
-        with binding("default", ill):
-            put_behind(*put_back, to=to)
-            if spoil:
-                spoil()
-            actual = self.run("safemigrate", *args, **options, **(ours or {}))
-        self.databases.drop(healthy)
+        self.databases.drop(twin)
+        put_behind(*put_back, to=to)
+        if spoil:
+            spoil()
+        actual = self.run("safemigrate", *args, **options, **(ours or {}))
         if up_to_keys:
             expected.forget_keys()
             actual.forget_keys()
         for part in ("failure", "lines", "signals", "tables", "schema"):
             mine, theirs = getattr(actual, part), getattr(expected, part)
             assert mine == theirs, f"{part}: {actual.error!r} {actual.notices}"
-        self.ill = ill
         return actual
 
     def run(self, command: str, *args: Any, **options: Any) -> Outcome:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import IntegrityError, ProgrammingError, migrations, models
 
-from tests.support.databases import behind, binding, execute, put_behind, set_right, value
+from tests.support.databases import behind, execute, put_behind, set_right, value
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
 
@@ -31,9 +31,8 @@ def test_the_three_tables_alone_and_together(
     assert outcome.error is None
     assert len([line for line in outcome.notices if "Resynced" in line]) == len(list(tables))
     assert outcome.signals
-    with binding("default", law.ill):
-        assert behind() == []
-        assert value("SELECT count(*) FROM django_migrations WHERE app = 'app'") == 1
+    assert behind() == []
+    assert value("SELECT count(*) FROM django_migrations WHERE app = 'app'") == 1
 
 
 @pytest.mark.parametrize("with_foreign_key", [False, True])

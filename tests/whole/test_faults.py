@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.support.project import Project
 
 EVERY = {"40001": 4}
-SELDOM = 54
+SELDOM = 80
 
 
 @pytest.fixture

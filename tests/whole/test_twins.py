@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Databases
 
 # What fails here is shrunk by proofs/twins.py.
-EXAMPLES = 40
+EXAMPLES = 25
 
 
 @pytest.fixture(scope="module")
