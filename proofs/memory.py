@@ -4,8 +4,9 @@
 
 One data migration inserts so many rows, some with keys of its own and some without, and every tenth
 with a text that no other statement has. With ``--minutes`` it takes as long, pausing between its
-rows. Each process has a database of its own; that of ``safemigrate`` has its sequences behind. Prints
-the megabytes after each tenth of the rows. The server is DATABASE_URL's, or the embedded one.
+rows. Each process has a database of its own; that of ``safemigrate`` has its sequences behind. The
+megabytes after each tenth of the rows are printed. The server is DATABASE_URL's, or the embedded
+one.
 """
 
 from __future__ import annotations
