@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from django.db import connection
 
-from tests.support.databases import execute
+from safemigrate.heal.wrapper import Wrapper
+from tests.support.databases import execute, put_behind
 from tests.support.models import create
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.project import Project
 
 
@@ -26,3 +30,25 @@ def filled(project: Project) -> Project:
 
     project.begin_with("items", fill)
     return project
+
+
+@pytest.fixture
+def groups(project: Project) -> Iterator[None]:
+    """Make a database with three groups, and their sequence behind them."""
+
+    def fill() -> None:
+        execute("INSERT INTO auth_group (name) VALUES ('a'), ('b'), ('c')")
+        put_behind("auth_group")
+
+    project.begin_with("groups", fill)
+    yield
+    assert not any(isinstance(each, Wrapper) for each in connection.execute_wrappers)
+
+
+@pytest.fixture
+def functions(groups: None) -> None:
+    """Give the database a function that inserts."""
+    execute(
+        "CREATE FUNCTION add_group(name text) RETURNS int LANGUAGE sql AS"
+        " $$ INSERT INTO auth_group (name) VALUES (name) RETURNING id $$"
+    )

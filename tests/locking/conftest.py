@@ -1,4 +1,4 @@
-"""What the tests of the migration lock connect as."""
+"""What the tests connect as, and the session that blocks them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import connection
 
+from safemigrate.signals import lock_waited
 from tests.support.databases import execute
+from tests.support.locks import Blocker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from safemigrate.report import LockWait
+    from tests.support.project import Project
 
 
 @pytest.fixture
@@ -35,3 +40,40 @@ def role() -> Iterator[str]:
     yield name
     execute(f"DROP OWNED BY {name}, {name}_assumed")
     execute(f"DROP ROLE {name}, {name}_assumed")
+
+
+@pytest.fixture
+def blocker(database: str) -> Iterator[Blocker]:
+    connection.ensure_connection()
+    blocker = Blocker()
+    yield blocker
+    blocker.twin.close()
+
+
+observer = blocker
+
+
+@pytest.fixture
+def thing(database: str) -> None:
+    execute("CREATE TABLE thing (id int)")
+    execute("INSERT INTO thing VALUES (1)")
+
+
+@pytest.fixture
+def waits() -> Iterator[list[LockWait]]:
+    seen: list[LockWait] = []
+
+    def receive(record: LockWait, **_: object) -> None:
+        seen.append(record)
+
+    lock_waited.connect(receive)
+    yield seen
+    lock_waited.disconnect(receive)
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    project.migrate()
+    execute("CREATE TABLE thing (id int)")
+    execute("CREATE TABLE first (id int)")
+    return project

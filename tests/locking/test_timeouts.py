@@ -7,39 +7,40 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager, suppress
-from threading import Thread, Timer
+from contextlib import ExitStack, contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
-from django.db import (
-    IntegrityError,
-    InternalError,
-    OperationalError,
-    ProgrammingError,
-    connection,
-    migrations,
-    models,
-    transaction,
-)
+from django.db import OperationalError, connection, migrations, models
 from django.test import override_settings
 
 from safemigrate.driver import sqlstate
-from safemigrate.locking.timeouts import lock_timeout
-from safemigrate.locking.wait import dial, twin
 from safemigrate.signals import lock_waited
 from tests.support.databases import execute, rows, value
-from tests.support.locks import HERE
+from tests.support.locks import (
+    ALTER,
+    HERE,
+    SHORT,
+    TAKE,
+    Blocker,
+    letting_go,
+    made,
+    migrate,
+    note_of,
+    patient,
+    recorded,
+    sql,
+)
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, eventually
-from tests.support.servers import needs
 from tests.support.sites import Site
 from tests.support.twins.blocking import blocking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from safemigrate.report import LockWait
@@ -47,100 +48,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("database")
 
-SHORT = 0.1
-TAKE = "LOCK TABLE thing IN ACCESS SHARE MODE"
-ALTER = "ALTER TABLE thing ADD note text"
+
 COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = 'thing'::regclass AND attnum > 0"
-
-
-class Blocker:
-    """Another session, which holds a lock until it is told to let go."""
-
-    def __init__(self) -> None:
-        self.twin = twin(connection)
-        dial(self.twin)
-        self.cursor = self.twin.connection.cursor()
-
-    def execute(self, sql: str) -> None:
-        self.cursor.execute(sql)
-
-    @property
-    def pid(self) -> int:
-        return int(self.twin.connection.info.backend_pid)
-
-    def sees_waiting(self, pid: int) -> bool:
-        self.execute(
-            f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = {pid}"
-        )
-        return self.cursor.fetchone() is not None
-
-    def let_go(self) -> None:
-        self.twin.connection.rollback()
-
-
-@pytest.fixture
-def blocker(database: str) -> Iterator[Blocker]:
-    connection.ensure_connection()
-    blocker = Blocker()
-    yield blocker
-    blocker.twin.close()
-
-
-observer = blocker
-
-
-@pytest.fixture
-def thing(database: str) -> None:
-    execute("CREATE TABLE thing (id int)")
-    execute("INSERT INTO thing VALUES (1)")
-
-
-@pytest.fixture
-def waits() -> Iterator[list[LockWait]]:
-    seen: list[LockWait] = []
-
-    def receive(record: LockWait, **_: object) -> None:
-        seen.append(record)
-
-    lock_waited.connect(receive)
-    yield seen
-    lock_waited.disconnect(receive)
-
-
-def tell_nobody(_: LockWait) -> None:
-    """Tell nobody."""
-
-
-@contextmanager
-def patient(patience: float = 60, seconds: float = SHORT, **options: Any) -> Iterator[None]:
-    with lock_timeout(connection, seconds, patience=patience, tell=tell_nobody, **options):
-        yield
-
-
-@contextmanager
-def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
-    """Let the blocker go once somebody has given up a lock."""
-
-    def let_go() -> None:
-        eventually(lambda: waits)
-        blocker.let_go()
-
-    thread = Thread(target=let_go)
-    thread.start()
-    yield
-    thread.join()
-
-
-@contextmanager
-def letting_go_soon(blocker: Blocker) -> Iterator[None]:
-    timer = Timer(0.5, blocker.let_go)
-    timer.start()
-    yield
-    timer.join()
-
-
-def sql(text: str = ALTER, reverse: str = "ALTER TABLE thing DROP note") -> migrations.RunSQL:
-    return migrations.RunSQL(text, reverse)
 
 
 # --- The setting
@@ -225,166 +134,7 @@ def test_patience_ends_with_the_original_error(blocker: Blocker) -> None:
     assert f"pg_terminate_backend({blocker.pid})" in note
 
 
-@pytest.mark.usefixtures("thing")
-def test_an_index_waits_for_transactions_and_queues_nobody(blocker: Blocker) -> None:
-    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient():
-        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
-        assert value("SHOW lock_timeout") == "100ms"
-    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
-
-
-@pytest.mark.usefixtures("thing")
-def test_reindexing_waits_for_transactions_as_long_as_patience_lasts(blocker: Blocker) -> None:
-    execute("CREATE INDEX thing_id ON thing (id)")
-    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient():
-        execute("REINDEX TABLE CONCURRENTLY thing")
-    assert rows(INVALID) == []
-
-
-@pytest.mark.usefixtures("thing")
-def test_a_partition_is_detached_as_long_as_patience_lasts(blocker: Blocker) -> None:
-    needs(14, "DETACH PARTITION CONCURRENTLY")
-    execute(
-        "CREATE TABLE whole (id int) PARTITION BY LIST (id); "
-        "CREATE TABLE part PARTITION OF whole FOR VALUES IN (1)"
-    )
-    blocker.execute("SELECT FROM whole")
-    with letting_go_soon(blocker), patient():
-        execute("ALTER TABLE whole DETACH PARTITION part CONCURRENTLY")
-    assert rows("SELECT inhrelid FROM pg_inherits WHERE inhparent = 'whole'::regclass") == []
-
-
-@pytest.mark.usefixtures("thing")
-def test_a_view_is_refreshed_again(blocker: Blocker) -> None:
-    execute("CREATE MATERIALIZED VIEW seen AS TABLE thing; CREATE UNIQUE INDEX ON seen (id)")
-    blocker.execute("LOCK TABLE thing IN ACCESS EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient():
-        execute("REFRESH MATERIALIZED VIEW CONCURRENTLY seen")
-
-
-@pytest.mark.usefixtures("thing")
-def test_what_asks_not_to_wait_is_not_retried(blocker: Blocker) -> None:
-    execute("INSERT INTO thing VALUES (1)")
-    blocker.execute("SELECT FROM thing FOR UPDATE")
-    sent: list[str] = []
-    with (
-        patient(patience=1),
-        connection.execute_wrapper(remembering(sent)),
-        pytest.raises(OperationalError, match="could not obtain lock"),
-    ):
-        execute("SELECT FROM thing FOR UPDATE NOWAIT")
-    assert len(sent) == 1
-
-
-def remembering(sent: list[str]) -> Callable[..., Any]:
-    def remember(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        sent.append(sql)
-        return run(sql, params, many, context)
-
-    return remember
-
-
-INVALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
-
-
-@pytest.fixture
-def others(thing: None) -> set[tuple[str]]:
-    """INVALID indexes that somebody has left, one of them of a name that will be given again."""
-    execute("CREATE SCHEMA elsewhere")
-    for table in ("twice", "elsewhere.twice"):
-        execute(f"CREATE TABLE {table} AS SELECT 1 AS id FROM generate_series(1, 2)")
-        for name in ("thing_id", "other"):
-            if (table, name) != ("twice", "thing_id"):
-                with suppress(IntegrityError):
-                    execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {table} (id)")
-    left = {("other",), ("elsewhere.thing_id",), ("elsewhere.other",)}
-    assert set(rows(INVALID)) == left
-    return left
-
-
-def test_the_invalid_index_that_was_left_is_dropped_and_no_other(
-    blocker: Blocker, others: set[tuple[str]]
-) -> None:
-    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    with patient(), giving_up_once(blocker):
-        execute('CREATE INDEX CONCURRENTLY IF NOT EXISTS Thing_Id ON ONLY "thing" (id)')
-    assert set(rows(INVALID)) == others
-    assert value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'thing_id'::regclass")
-
-
-@pytest.mark.usefixtures("thing")
-def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
-    blocker: Blocker,
-) -> None:
-    execute("INSERT INTO thing VALUES (1)")
-    with suppress(IntegrityError):
-        execute("CREATE UNIQUE INDEX CONCURRENTLY thing_id ON thing (id)")
-    oid = value("SELECT 'thing_id'::regclass::oid::int8")
-    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
-    with patient(), giving_up_once(blocker), pytest.raises(ProgrammingError, match="thing_id"):
-        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
-    assert value("SELECT 'thing_id'::regclass::oid::int8") == oid
-
-
-@pytest.mark.usefixtures("thing")
-def test_an_index_without_a_name_is_not_created_twice(blocker: Blocker) -> None:
-    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
-    with patient(), giving_up_once(blocker, attempts=1), pytest.raises(OperationalError):
-        execute("CREATE INDEX CONCURRENTLY ON thing (id)")
-    assert rows(INVALID) == [("thing_id_idx",)]
-
-
-@contextmanager
-def giving_up_once(blocker: Blocker, attempts: int = 2) -> Iterator[None]:
-    """Let the first attempt give up soon, as a deadlock would end it; then let the blocker go."""
-    seen: list[str] = []
-
-    def fail_once(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        seen.append(sql)
-        if len(seen) > 1:
-            return run(sql, params, many, context)
-        with connection.connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '100ms'")
-        try:
-            return run(sql, params, many, context)
-        finally:
-            blocker.let_go()
-
-    with connection.execute_wrapper(fail_once):
-        yield
-        assert len(seen) == attempts
-
-
-@pytest.mark.usefixtures("thing")
-def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
-    execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
-    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient(), transaction.atomic():
-        execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
-        assert value("SHOW lock_timeout") == "100ms"
-
-
 # --- A migration
-
-
-@pytest.fixture
-def shop(project: Project) -> Project:
-    project.migrate()
-    execute("CREATE TABLE thing (id int)")
-    execute("CREATE TABLE first (id int)")
-    return project
-
-
-def migrate(shop: Project, *args: Any, **options: Any) -> str:
-    return shop.migrate(
-        *args, command="safemigrate", **{"lock_timeout": SHORT, "lock_patience": 60, **options}
-    )
-
-
-def recorded() -> int:
-    return int(value("SELECT count(*) FROM django_migrations WHERE app = 'app'"))
 
 
 def test_a_migration_is_retried_whole(
@@ -547,133 +297,6 @@ def test_a_squashed_migration(shop: Project, blocker: Blocker, waits: list[LockW
     assert recorded() == 3
 
 
-@pytest.mark.usefixtures("blocker")
-def test_set_transaction_may_come_first(shop: Project, waits: list[LockWait]) -> None:
-    levels: list[str] = []
-    first = "-- not in a savepoint\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
-    shop.migration(
-        sql(first),
-        sql(),
-        run_python(lambda apps, editor: levels.append(value("SHOW transaction_isolation"))),
-    )
-    migrate(shop)
-    assert levels == ["serializable"]
-    assert not waits
-
-
-def note_of(error: BaseException) -> str:
-    [(_, note)] = error.safemigrate_notes  # type: ignore[attr-defined]
-    return str(note)
-
-
-@pytest.mark.usefixtures("blocker")
-@pytest.mark.parametrize(
-    "first",
-    [
-        ["SET LOCAL statement_timeout = 0", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
-        ["SET LOCAL statement_timeout = 0; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
-        ["SHOW server_version", "/* all */ SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
-        ["SET CONSTRAINTS ALL IMMEDIATE", "SET LOCAL transaction_isolation = 'serializable'"],
-    ],
-)
-def test_set_transaction_may_follow_other_settings(shop: Project, first: list[str]) -> None:
-    levels: list[str] = []
-    shop.migration(
-        *map(sql, first),
-        sql(),
-        run_python(lambda apps, editor: levels.append(value("SHOW transaction_isolation"))),
-    )
-    migrate(shop)
-    assert levels == ["serializable"]
-
-
-def test_settings_may_come_before_the_lock(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
-    shop.migration(sql("SET LOCAL statement_timeout = '1min'"), sql("SHOW work_mem"), sql())
-    blocker.execute(TAKE)
-    with letting_go(blocker, waits):
-        migrate(shop)
-    assert recorded() == 1
-
-
-def test_what_went_past_django_after_a_setting_is_not_done_twice(
-    shop: Project, blocker: Blocker
-) -> None:
-    def insert(apps: Any, editor: Any) -> None:
-        execute("SET LOCAL statement_timeout = '1min'")
-        connection.connection.cursor().execute("INSERT INTO first VALUES (1)")
-
-    shop.migration(run_python(insert), sql())
-    blocker.execute(TAKE)
-    with pytest.raises(OperationalError, match="lock timeout") as caught:
-        migrate(shop, retry_python=True)
-    assert "READ COMMITTED throughout" in note_of(caught.value)
-
-
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])
-def test_a_migration_that_sets_its_transaction_is_not_retried(
-    shop: Project, blocker: Blocker, level: str
-) -> None:
-    shop.migration(sql(f"SET TRANSACTION ISOLATION LEVEL {level}"), sql())
-    blocker.execute(TAKE)
-    with pytest.raises(OperationalError, match="lock timeout") as caught:
-        migrate(shop)
-    assert "READ COMMITTED throughout" in note_of(caught.value)
-
-
-def test_repeatable_read_is_not_retried(shop: Project, blocker: Blocker) -> None:
-    execute("SET default_transaction_isolation = 'repeatable read'")
-    shop.migration(sql())
-    blocker.execute(TAKE)
-    with pytest.raises(OperationalError, match="lock timeout") as caught:
-        migrate(shop)
-    assert "READ COMMITTED throughout" in note_of(caught.value)
-
-
-def test_what_a_migration_has_committed_itself_is_not_done_twice(
-    shop: Project, blocker: Blocker
-) -> None:
-    shop.migration(sql("INSERT INTO first VALUES (1)"), sql("COMMIT"), sql("SELECT 1"), sql())
-    blocker.execute(TAKE)
-    with pytest.raises(OperationalError, match="lock timeout"):
-        migrate(shop)
-    assert rows("SELECT id FROM first") == [(1,)]
-
-
-def test_a_commit_of_its_own_is_nothing_new(shop: Project) -> None:
-    shop.migration(sql("COMMIT"), sql("INSERT INTO first VALUES (1)"), sql("COMMIT"))
-    migrate(shop)
-    assert recorded() == 1
-    assert rows("SELECT id FROM first") == [(1,)]
-
-
-def test_what_is_to_follow_the_commit_follows_it_once(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
-    done: list[int] = []
-
-    def promise(apps: Any, editor: Any) -> None:
-        transaction.on_commit(lambda: done.append(1))
-
-    shop.migration(run_python(promise), sql())
-    blocker.execute(TAKE)
-    with letting_go(blocker, waits):
-        migrate(shop, retry_python=True)
-    assert done == [1]
-
-
-def test_the_row_that_records_it_is_waited_for_too(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
-    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
-    blocker.execute("LOCK TABLE django_migrations IN SHARE MODE")
-    with letting_go(blocker, waits):
-        migrate(shop)
-    assert recorded() == 1
-    assert rows("SELECT id FROM first") == [(1,)]
-
-
 def test_statement_timeout_is_another_error(
     shop: Project, blocker: Blocker, waits: list[LockWait]
 ) -> None:
@@ -692,19 +315,6 @@ def test_a_lock_timeout_of_the_migrations_own_applies(shop: Project, blocker: Bl
     assert "Gave up waiting after 1 s" in note_of(caught.value)
 
 
-@pytest.mark.usefixtures("blocker")
-def test_a_lock_timeout_of_the_migrations_own_outlasts_an_index(shop: Project) -> None:
-    seen: list[str] = []
-    shop.migration(
-        sql("SET lock_timeout = '5s'"),
-        sql("CREATE INDEX CONCURRENTLY thing_id ON thing (id)"),
-        run_python(lambda apps, editor: seen.append(value("SHOW lock_timeout"))),
-        atomic=False,
-    )
-    migrate(shop)
-    assert seen == ["5s"]
-
-
 def test_an_apply_of_the_migrations_own_is_python(shop: Project, blocker: Blocker) -> None:
     ran: list[int] = []
 
@@ -719,63 +329,6 @@ def test_an_apply_of_the_migrations_own_is_python(shop: Project, blocker: Blocke
         migrate(shop)
     assert "--retry-python" in note_of(caught.value)
     assert ran == [1]
-
-
-@pytest.mark.parametrize("first", ["SET LOCAL ROLE {role}", "SET LOCAL search_path = {role}"])
-def test_who_and_where_the_transaction_is_does_not_record_it(
-    shop: Project, role: str, first: str
-) -> None:
-    """With deferred SQL, Django's record comes after the transaction."""
-    execute(f"GRANT {role} TO current_user")
-    execute(f"CREATE SCHEMA {role}")
-    execute(f"GRANT CREATE ON SCHEMA public TO {role}")
-    parent = models.ForeignKey("app.Parent", models.CASCADE)
-    shop.migration(sql(first.format(role=role)), made("Parent"), made("Child", parent))
-    migrate(shop)
-    assert recorded() == 1
-
-
-def test_a_role_that_may_insert_the_columns_only(shop: Project, role: str) -> None:
-    execute(f"GRANT SELECT, INSERT (app, name, applied) ON django_migrations TO {role}")
-    shop.migration(sql(f"SET LOCAL ROLE {role}"))
-    migrate(shop)
-    assert recorded() == 1
-
-
-def test_a_pause_is_not_too_long_for_the_server(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
-    blocker.execute("SET idle_in_transaction_session_timeout = 0")
-    blocker.execute(TAKE)
-    execute("SET idle_in_transaction_session_timeout = '100ms'")
-    shop.migration(sql("INSERT INTO first VALUES (1)"), sql())
-    with letting_go(blocker, waits):
-        migrate(shop)
-    assert recorded() == 1
-    assert value("SHOW idle_in_transaction_session_timeout") == "100ms"
-
-
-def test_the_savepoint_shows(shop: Project) -> None:
-    """A limit: what comes after it is a subtransaction."""
-    shop.migration(
-        sql("INSERT INTO first VALUES (1)"),
-        sql("DELETE FROM first WHERE xmin = pg_current_xact_id()::xid"),
-    )
-    migrate(shop)
-    assert rows("SELECT id FROM first") == [(1,)]
-    shop.migration(sql("SELECT pg_export_snapshot()"))
-    with pytest.raises(InternalError, match="subtransaction"):
-        migrate(shop)
-
-
-def test_what_no_rollback_takes_back_is_repeated(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
-    """A limit."""
-    shop.migration(sql("PREPARE once AS SELECT 1"), sql())
-    blocker.execute(TAKE)
-    with letting_go(blocker, waits), pytest.raises(ProgrammingError, match="already exists"):
-        migrate(shop)
 
 
 def test_a_nested_run_leaves_it_to_the_outer(shop: Project, blocker: Blocker) -> None:
@@ -877,11 +430,6 @@ def test_a_blocker_at_random_changes_nothing(
 
         options = {"lock_timeout": SHORT, "lock_patience": 60, "retry_python": True}
         law.holds(spoil=block, ours=options, up_to_keys=True)
-
-
-def made(name: str, *field: models.Field[Any, Any]) -> migrations.CreateModel:
-    fields = [("id", models.BigAutoField(primary_key=True)), *(("other", each) for each in field)]
-    return migrations.CreateModel(name, fields)
 
 
 # --- Signals

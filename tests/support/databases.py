@@ -145,6 +145,13 @@ def locked(*tables: str) -> Iterator[None]:
         yield
 
 
+def elsewhere(sql: str) -> None:
+    """Send a statement in another session of the same database."""
+    other = connections["other"]
+    with binding("other", connection.settings_dict["NAME"]), other.cursor() as cursor:
+        cursor.execute(sql)
+
+
 def execute(sql: str, params: Any = None) -> None:
     with connection.cursor() as cursor:
         cursor.execute(sql, params)

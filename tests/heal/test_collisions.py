@@ -1,0 +1,142 @@
+"""What an IntegrityError is taken for, and what is said of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.contrib.auth.models import Group
+from django.db import IntegrityError, connection, transaction
+from django.db.backends.postgresql.psycopg_any import errors
+
+import safemigrate
+from safemigrate.heal.collisions import Collision, collision_of
+from tests.support.databases import behind, elsewhere, execute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def disguise(change: Callable[[IntegrityError], IntegrityError]) -> Any:
+    """Wrap statements so that their IntegrityErrors look otherwise."""
+
+    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        try:
+            return execute(sql, params, many, context)
+        except IntegrityError as error:
+            changed = change(error)
+            raise changed from (error.__cause__ if changed is error else changed.__cause__)
+
+    return wrapper
+
+
+def in_japanese(error: IntegrityError) -> IntegrityError:
+    error.args = ("重複したキー値は一意性制約に違反しています",)
+    return error
+
+
+def without_diagnostics(error: IntegrityError) -> IntegrityError:
+    bare = IntegrityError(*error.args)
+    bare.__cause__ = errors.UniqueViolation(*error.args)
+    return bare
+
+
+def without_a_cause(error: IntegrityError) -> IntegrityError:
+    return IntegrityError(*error.args)
+
+
+@pytest.mark.parametrize("change", [in_japanese, without_diagnostics, without_a_cause])
+def test_the_error_is_asked_and_its_text_the_last_resort(groups: None, change: Any) -> None:
+    with safemigrate.healing() as report, connection.execute_wrapper(disguise(change)):
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        execute("INSERT INTO auth_group (name) VALUES ('new')")
+    assert [each.retried for each in report.resyncs] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('unique constraint "app_tag_pkey"', Collision(None, "app_tag", "app_tag_pkey")),
+        ('constraint "My ""odd"" one_pkey"', Collision(None, 'My "odd" one', 'My "odd" one_pkey')),
+        ('unique constraint "app_tag_name_uniq"', None),
+        ("nothing", None),
+    ],
+)
+def test_the_last_resort(text: str, found: Collision | None) -> None:
+    assert collision_of(IntegrityError(text)) == found
+
+
+def test_other_violations_are_not_collisions(functions: None) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        execute("INSERT INTO auth_group (id, name) VALUES (NULL, 'app_pkey')")
+    assert collision_of(caught.value) is None
+
+
+@pytest.mark.parametrize(
+    ("statement", "note"),
+    [
+        ("INSERT INTO auth_group (name) VALUES (NULL)", ""),
+        ("CREATE UNIQUE INDEX ON auth_user (first_name)", "already holds duplicate values"),
+    ],
+)
+def test_what_no_resync_can_cure_is_sent_once(groups: None, statement: str, note: str) -> None:
+    execute(
+        "INSERT INTO auth_user (username, first_name, last_name, email, password, is_superuser,"
+        " is_staff, is_active, date_joined) SELECT n, '', '', '', '', false, false, true, now()"
+        " FROM generate_series(1, 2) AS n"
+    )
+    sent: list[str] = []
+
+    def record(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        sent.append(sql)
+        return run(sql, params, many, context)
+
+    with (
+        pytest.raises(IntegrityError),
+        safemigrate.healing() as report,
+        connection.execute_wrapper(record),
+    ):
+        execute(statement)
+    assert sent == [statement]
+    assert bool(report.notes) == bool(note)
+    assert all(note in each.text for each in report.notes)
+
+
+def test_a_default_that_was_lost_is_named(groups: None) -> None:
+    execute("ALTER TABLE auth_group ALTER id DROP IDENTITY IF EXISTS, ALTER id DROP DEFAULT")
+    with pytest.raises(IntegrityError), safemigrate.healing() as report:
+        Group.objects.create(name="new")
+    assert "public.auth_group.id has no default or identity any more" in report.notes[0].text
+
+
+def test_a_column_that_never_had_a_default_is_not_named(groups: None) -> None:
+    with pytest.raises(IntegrityError), safemigrate.healing() as report:
+        execute("INSERT INTO auth_group DEFAULT VALUES")
+    assert report.notes == []
+
+
+def test_a_collision_in_a_transaction_is_resynced_after_the_rollback(groups: None) -> None:
+    with (  # noqa: PT012
+        pytest.raises(IntegrityError) as caught,
+        safemigrate.healing() as report,
+        transaction.atomic(),
+    ):
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        Group.objects.create(name="collides")
+    assert behind() == []
+    assert [each.after for each in report.resyncs] == [4, 4]
+    assert [note.is_fatal for note in report.notes] == [True]
+    assert "is in sync now" in report.notes[0].text
+    assert "run the command again" in report.notes[0].text
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == [f"safemigrate: {report.notes[0].text}"]
+
+
+def test_a_collision_that_the_block_catches_costs_nothing(groups: None) -> None:
+    with safemigrate.healing() as report, transaction.atomic():
+        for _ in range(3):
+            with pytest.raises(IntegrityError), transaction.atomic():
+                Group.objects.create(name="a")
+        Group.objects.create(name="goes on")
+    assert report.notes == []
