@@ -179,7 +179,7 @@ STATE = """
 GLIMPSE = """
     SELECT {oid} AS oid, {largest}::pg_catalog.numeric AS largest, v.last_value, v.is_called
     FROM {sequence} AS v"""
-GLIMPSE_OF_KEY = "(SELECT pg_catalog.{aggregate}({column}) FROM {only} {table})"
+GLIMPSE_OF_KEY = "(SELECT pg_catalog.{aggregate}({column}) FROM ONLY {table})"
 KEY = """(
         SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
         FROM {only} {table}
@@ -276,10 +276,7 @@ def _glimpse(sequence: Sequence) -> str:
     # Of the keys out of bounds those ahead raise a doubt, and those behind hide none within.
     keys = [
         GLIMPSE_OF_KEY.format(
-            aggregate=sequence.aggregate,
-            column=key.quoted_column,
-            only="" if key.is_partitioned else "ONLY",
-            table=key.quoted_table,
+            aggregate=sequence.aggregate, column=key.quoted_column, table=key.quoted_table
         )
         for key in sequence.keys
     ]

@@ -297,6 +297,7 @@ def test_cramped(ill: None) -> None:
     execute("INSERT INTO t VALUES (1950000000)")
     notes, _ = collide()
     assert "would leave less than a tenth of the sequence's range" in notes[-1].text
+    assert notes[-1].text.count("setval(") == 1
     assert next_value("t_id_seq") == 2  # the failed draw's doing
     execute(typed(notes[-1], "SELECT pg_catalog.setval("))
     assert next_value("t_id_seq") == 1950000001

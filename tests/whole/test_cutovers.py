@@ -52,11 +52,11 @@ def check(*, status: int, **options: Any) -> set[str]:
     }
 
 
-def resync(*, status: int = 0) -> str:
+def resync(*, status: int = 0, **options: Any) -> str:
     out = io.StringIO()
     code = 0
     try:
-        call_command("resyncsequences", stdout=out)
+        call_command("resyncsequences", stdout=out, **options)
     except SystemExit as left:
         code = int(str(left.code))
     assert code == status, out.getvalue()
@@ -101,6 +101,9 @@ def test_logical_replication(database: str) -> None:
             assert check(status=1) == set(MOVED)
             printed = resync(status=1)
             assert printed.count("is fed by an enabled subscription") == len(MOVED)
+            script = resync(dry_run=True)
+            assert script.count("setval") == len(MOVED)
+            assert all(line.startswith("--") for line in script.splitlines())
             assert [next_value("shop_line_id_seq"), next_value("loose")] == [1, 1]
             notes: list[Any] = []
             with pytest.raises(IntegrityError), healing(tell=notes.append):
