@@ -11,6 +11,7 @@ from django.db import Error, connection
 from tests.support.runs import meanwhile
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
     from threading import Event
 
@@ -25,18 +26,20 @@ TABLES = """
 """
 
 
-def blocking(seed: int = 0) -> AbstractContextManager[None]:
+def blocking(seed: int = 0, spared: Collection[str] = ()) -> AbstractContextManager[None]:
     """Lock the tables of the default connection's database for the block, two at a time."""
     blocker = connection.copy()
     blocker.inc_thread_sharing()
-    return meanwhile(partial(_block, blocker, random.Random(seed)))
+    return meanwhile(partial(_block, blocker, random.Random(seed), spared))
 
 
-def _block(blocker: BaseDatabaseWrapper, chance: random.Random, is_over: Event) -> None:
+def _block(
+    blocker: BaseDatabaseWrapper, chance: random.Random, spared: Collection[str], is_over: Event
+) -> None:
     with blocker.cursor() as cursor:
         while not is_over.wait(chance.uniform(0, LONGEST / 10)):
             cursor.execute(TABLES)
-            tables = [name for (name,) in cursor.fetchall()]
+            tables = [name for (name,) in cursor.fetchall() if name not in spared]
             try:
                 cursor.execute("BEGIN; SET LOCAL lock_timeout = '50ms'")
                 for table in chance.sample(tables, min(2, len(tables))):
