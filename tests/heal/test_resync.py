@@ -23,6 +23,7 @@ from tests.support.databases import (
     sqlite,
     value,
 )
+from tests.support.runs import hearing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,14 +45,8 @@ def tables(database: str) -> None:
 
 @pytest.fixture
 def resynced() -> Iterator[list[Any]]:
-    heard: list[Any] = []
-
-    def hear(record: Any, **kwargs: Any) -> None:
-        heard.append(record)
-
-    sequence_resynced.connect(hear)
-    yield heard
-    sequence_resynced.disconnect(hear)
+    with hearing(sequence_resynced) as heard:
+        yield heard
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from django.db import connection
 from safemigrate.signals import lock_waited
 from tests.support.databases import execute
 from tests.support.locks import Blocker
+from tests.support.runs import hearing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,14 +62,8 @@ def thing(database: str) -> None:
 
 @pytest.fixture
 def waits() -> Iterator[list[LockWait]]:
-    seen: list[LockWait] = []
-
-    def receive(record: LockWait, **_: object) -> None:
-        seen.append(record)
-
-    lock_waited.connect(receive)
-    yield seen
-    lock_waited.disconnect(receive)
+    with hearing(lock_waited) as heard:
+        yield heard
 
 
 @pytest.fixture

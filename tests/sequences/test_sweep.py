@@ -81,6 +81,15 @@ def test_in_a_transaction_nothing_of_it_is_left(database: str) -> None:
     assert next_value("t0_id_seq") == 8
 
 
+def test_in_a_transaction_no_sequence_in_sync_stays_locked(database: str) -> None:
+    tables(2)
+    execute("BEGIN")
+    assert statuses() == {}
+    locks = "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND relation >= 16384"
+    assert value(locks) == 0
+    execute("ROLLBACK")
+
+
 def test_it_keeps_no_lock_until_its_end(database: str) -> None:
     """Thousands of sequences would fill the server's lock table, for everybody."""
     tables(3)

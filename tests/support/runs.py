@@ -19,6 +19,8 @@ from django.db import connection, connections
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from django.dispatch import Signal
+
 ROOT = Path(__file__).parents[2]
 LONG = 60.0
 
@@ -38,6 +40,21 @@ from safemigrate.locking import kin
 kin._ancestors = list
 """
 VARIABLE = "SAFEMIGRATE_LOCK_"
+
+
+@contextmanager
+def hearing(signal: Signal) -> Iterator[list[Any]]:
+    """Collect the records that one of our signals carries."""
+    heard: list[Any] = []
+
+    def hear(record: Any, **_: object) -> None:
+        heard.append(record)
+
+    signal.connect(hear)
+    try:
+        yield heard
+    finally:
+        signal.disconnect(hear)
 
 
 @contextmanager
