@@ -193,11 +193,9 @@ def test_the_savepoint_shows(shop: Project) -> None:
         migrate(shop)
 
 
-def test_what_no_rollback_takes_back_is_repeated(
-    shop: Project, blocker: Blocker, waits: list[LockWait]
-) -> None:
+def test_what_no_rollback_takes_back_is_repeated(shop: Project, blocker: Blocker) -> None:
     """A limit."""
     shop.migration(sql("PREPARE once AS SELECT 1"), sql())
     blocker.execute(TAKE)
-    with letting_go(blocker, waits), pytest.raises(ProgrammingError, match="already exists"):
+    with pytest.raises(ProgrammingError, match="already exists"):
         migrate(shop)
