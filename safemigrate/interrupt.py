@@ -45,20 +45,24 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
     if not is_ours:
         yield
         return
-    process = os.getpid()
-
-    def terminate(signum: int, frame: Any) -> None:
-        if os.getpid() != process:  # forked, as by a pool that ends its workers so
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with _Canceller(connection) if driver.waits_in_c(connection) else nullcontext():
             yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is _terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise Terminated
+
+
+# What ends a run, and cancels its statement; not where the project has put a handler of its own.
+HANDLERS: dict[int, Any] = {
+    signal.SIGTERM: _terminate,
+    signal.SIGINT: signal.default_int_handler,
+}
 
 
 def end_by(error: KeyboardInterrupt) -> None:
@@ -67,6 +71,35 @@ def end_by(error: KeyboardInterrupt) -> None:
         sys.exit(Terminated.status)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
+
+
+class _Fork(threading.local):
+    """A fork of a run that ends on signals: in the child they do what they do without us.
+
+    SIGTERM is blocked meanwhile: Python drops what arrives before a child has begun, and a pool
+    that ends its workers would wait for them for ever.
+    """
+
+    mask: Any = None
+
+    def before(self) -> None:
+        if signal.getsignal(signal.SIGTERM) is _terminate:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def in_child(self) -> None:
+        if self.mask is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            self.end()
+
+    def end(self) -> None:
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.mask = None
+
+
+_fork = _Fork()
+os.register_at_fork(before=_fork.before, after_in_child=_fork.in_child, after_in_parent=_fork.end)
 
 
 class _Canceller:
@@ -90,13 +123,14 @@ class _Canceller:
         self.is_over.set()
         signal.set_wakeup_fd(self.before)
         self.pythons.close()
-        self.ours.shutdown(socket.SHUT_RD)  # a forked child may still hold the other end
+        with suppress(OSError):  # the other end is closed, unless a forked child still holds it
+            self.ours.shutdown(socket.SHUT_RD)
         self.thread.join()
         self.ours.close()
 
     def _wait(self) -> None:
         while heard := self.ours.recv(1):
-            if heard[0] in (signal.SIGTERM, signal.SIGINT):
+            if heard[0] in HANDLERS and signal.getsignal(heard[0]) is HANDLERS[heard[0]]:
                 self._cancel()
 
     def _cancel(self) -> None:

@@ -167,6 +167,55 @@ def test_another_thread_sets_no_handler() -> None:
     assert found == [signal.SIG_DFL]
 
 
+def test_a_handler_that_the_run_sets_stays() -> None:
+    def own(*_: Any) -> None: ...
+
+    try:
+        with ending_on_signals(connection):
+            signal.signal(signal.SIGTERM, own)
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_handler_that_the_run_sets_sees_its_statement_end(which: signal.Signals) -> None:
+    heard: list[int] = []
+    before = signal.getsignal(which)
+    try:
+        with ending_on_signals(connection), connection.cursor() as cursor:
+            signal.signal(which, lambda number, frame: heard.append(number))
+            process = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {which:d})"
+            with subprocess.Popen([sys.executable, "-c", process]):
+                cursor.execute("SELECT pg_sleep(1.5)")
+    finally:
+        signal.signal(which, before)
+    assert heard == [which]
+
+
+def test_pools_end() -> None:
+    """A worker that is told to end before it has begun is not lost."""
+    with ending_on_signals(connection):
+        for _ in range(400):
+            child = os.fork()
+            if not child:
+                time.sleep(LONG)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_child_that_is_ended_cancels_nothing() -> None:
+    with ending_on_signals(connection):
+        child = os.fork()
+        if not child:
+            time.sleep(LONG)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        assert value("SELECT 1 FROM pg_sleep(0.3)") == 1
+
+
 def test_a_forked_child_is_ended_as_ever() -> None:
     with ending_on_signals(connection):
         child = os.fork()
