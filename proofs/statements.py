@@ -5,7 +5,7 @@
 The texts are PostgreSQL's regression tests, as pglast's source release carries them, sqlglot's
 fixtures, what servers have noted of statements (``log_destination=csvlog``, ``log_statement=all``),
 and texts made at random. Of each, alone and joined to its neighbour, ``sqltext``'s
-``words_of_one_statement`` must not take several statements for one; and ``heal.statements.read``
+``verb_of_one_statement`` must not take several statements for one; and ``heal.statements.read``
 must name the tables and columns that the parser finds. Prints the counts; the exit status is 0 if
 nothing disagrees. Then prints how long both take to read texts of three sizes, and how much memory.
 Needs the extra ``proofs``; what it downloads is kept in a cache.
@@ -35,7 +35,7 @@ from pglast.parser import ParseError
 from pglast.visitors import Skip, Visitor
 
 from safemigrate.heal import statements
-from safemigrate.sqltext import words_of_one_statement
+from safemigrate.sqltext import verb_of_one_statement
 from tests.support.environments import CACHE, unpack
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Judge:
         except (ParseError, ValueError, RecursionError):
             self.counts["not SQL to the parser"] += 1
             return
-        taken_for_one = words_of_one_statement(sql) is not None
+        taken_for_one = bool(verb_of_one_statement(sql))
         self.counts["several" if number > 1 else "one" if number else "none"] += 1
         if number > 1 and taken_for_one:
             self.disagreements.append(f"{number} statements, taken for one: {sql!r}")
@@ -268,7 +268,7 @@ def measure_reading() -> None:
     print("ms and kB for texts of " + ", ".join(f"{size:,}" for size in SIZES) + " characters")
     for shape, (beginning, repeated, end) in SHAPES.items():
         # Without what is remembered of short texts.
-        for reader in (statements._read, words_of_one_statement):
+        for reader in (statements._read, verb_of_one_statement):
             figures = []
             for size in SIZES:
                 sql = beginning + repeated * (size // len(repeated)) + end

@@ -36,7 +36,7 @@ def lock_timeout() -> float | None:
     value = getattr(settings, "SAFEMIGRATE_LOCK_TIMEOUT", None)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
         raise ImproperlyConfigured(
             f"SAFEMIGRATE_LOCK_TIMEOUT must be None or a number above 0, not {value!r}."
         )

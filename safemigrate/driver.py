@@ -62,14 +62,23 @@ class Cursor:
 
 
 def _plain_cursor(driver: Any) -> Any:
+    """Return the driver's own cursor, with its own types: a project may read numbers as floats."""
     if is_psycopg3:
         from psycopg import ClientCursor  # noqa: PLC0415 - installed or not
         from psycopg.rows import namedtuple_row  # noqa: PLC0415
+        from psycopg.types.numeric import IntLoader, NumericLoader  # noqa: PLC0415
 
-        return ClientCursor(driver, row_factory=namedtuple_row)
+        ours: Any = ClientCursor(driver, row_factory=namedtuple_row)
+        ours.adapters.register_loader("int8", IntLoader)
+        ours.adapters.register_loader("numeric", NumericLoader)
+        return ours
+    from psycopg2 import extensions  # noqa: PLC0415
     from psycopg2.extras import NamedTupleCursor  # noqa: PLC0415
 
-    return driver.cursor(cursor_factory=NamedTupleCursor)
+    ours = driver.cursor(cursor_factory=NamedTupleCursor)
+    for kind in (extensions.LONGINTEGER, extensions.DECIMAL):
+        extensions.register_type(kind, ours)
+    return ours
 
 
 @contextmanager
@@ -97,15 +106,17 @@ def is_closed(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is None or bool(connection.connection.closed)
 
 
+def is_idle(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a statement could be sent outside of any transaction."""
+    return not is_closed(connection) and transaction_status(connection) == IDLE
+
+
 @contextmanager
-def deadline(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
+def deadline(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
     """Cut the connection if the block takes longer; what waits for the server then fails.
 
     Neither driver has a client-side time limit for a statement.
     """
-    if seconds is None:
-        yield
-        return
     with socket.socket(fileno=os.dup(connection.connection.fileno())) as ours:
         timer = Timer(seconds, ours.shutdown, [socket.SHUT_RDWR])
         timer.daemon = True
@@ -161,8 +172,7 @@ def savepoint(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
 @contextmanager
 def aside(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     """Give a cursor whose settings and locks, but not whose ``setval``, end with the block."""
-    is_idle = transaction_status(connection) == IDLE
-    with (transaction if is_idle else savepoint)(connection) as ours:
+    with (transaction if is_idle(connection) else savepoint)(connection) as ours:
         yield ours
 
 
@@ -190,11 +200,6 @@ def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "postgresql" and not is_psycopg3
 
 
-def commits_each_row(many: bool) -> bool:  # noqa: FBT001 - as Django's wrappers are told
-    """Tell whether a failed statement may have committed a part: psycopg2's ``executemany()``."""
-    return many and not is_psycopg3
-
-
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
     """Return the text of a statement: a string, bytes, or a driver's Composable."""
     if isinstance(sql, str):
@@ -202,11 +207,6 @@ def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
     if isinstance(sql, bytes):
         return sql.decode()
     return str(sql.as_string(connection.connection))
-
-
-def takes_backslashes_literally(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether ``standard_conforming_strings`` is on; the server tells libpq at once."""
-    return bool(connection.connection.info.parameter_status("standard_conforming_strings") == "on")
 
 
 def backend_pid(driver: Any) -> int:

@@ -151,7 +151,7 @@ class Audience:
             column=sequence.keys[0].column,
             sequence=sequence.name,
             before=finding.next_value or 0,
-            after=(finding.moved_to or 0) + sequence.increment,
+            after=finding.new_next_value or 0,
             retried=is_retried,
         )
         level = min((report.log_level for report in self.reports), default=logging.INFO)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from django.dispatch import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 sequence_resynced = Signal()
 """Sent once a sequence has been moved, in the middle of the run and perhaps of a transaction.
@@ -16,3 +22,13 @@ lock_waited = Signal()
 
 ``sender`` is the class LockWait, ``using`` the alias, and ``record`` the LockWait.
 """
+
+
+@contextmanager
+def receiving(signal: Signal, receiver: Callable[..., None]) -> Iterator[None]:
+    """Connect a receiver for the length of the block."""
+    signal.connect(receiver, weak=False)
+    try:
+        yield
+    finally:
+        signal.disconnect(receiver)

@@ -1,9 +1,4 @@
-"""What is read of a whole text: its words, and whether it is a single statement.
-
-Its words are read only of a statement that has failed, and by PostgreSQL's own lexical rules.
-sqlparse, which comes with Django, takes the ``\\'`` of a standard string for an escaped quote and
-ends a nested comment too early, so that a COMMIT could hide from it.
-"""
+"""What is read of a whole text: its verb, and whether it is a single statement."""
 
 from __future__ import annotations
 
@@ -12,68 +7,16 @@ import re
 # Here and in what else is read of long texts no alternatives are repeated for each character, which
 # would take memory for each.
 
-# A name as it is written, quoted or not.
+# A name as it is written, quoted or not; and what may stand between two words.
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
-
-# What a semicolon may be part of without ending a statement; anything else is skipped. A doubled
-# quote counts as the end of one literal and the beginning of another.
-_LITERAL = re.compile(
-    r"""
-      --[^\n\r]*
-    | (?P<comment> /\* )
-    | (?P<escapes> [eE]' )
-    | '[^']*'
-    | "[^"]*"
-    | (?<![\w$]) \$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? \$(?P=tag)\$
-    | (?P<end> ; )
-    | (?P<word> [^\W\d][\w$]* )
-    | (?P<stray> ['"] )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT_EDGE = re.compile(r"/\*|\*/")
-# A literal goes on after a gap with an end of a line in it.
-_GOES_ON = r"'[ \t\f\v]*[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"
-_ESCAPE_OR_END = re.compile(rf"\\.|''|{_GOES_ON}|(?P<end>')", re.DOTALL)
+GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
+VERB = re.compile(rf"{GAP}*\(*(?P<verb>[a-z]+)", re.IGNORECASE)
 
 
-def words_of_one_statement(sql: str) -> list[str] | None:
-    """Return the words of ``sql``, in lower case, outside of its literals and quoted names.
+def verb_of_one_statement(sql: str) -> str:
+    """Return the first word of ``sql``, in lower case; empty if it may hold several statements.
 
-    Returns None if it holds several statements, or if their ends cannot be found.
+    A semicolon says so, even in a literal: without one no COMMIT can follow.
     """
-    words: list[str] = []
-    has_ended = False
-    position = 0
-    while match := _LITERAL.search(sql, position):
-        kind, position = match.lastgroup, match.end()
-        if kind == "comment":
-            position = _end_of_comment(sql, position)
-        elif kind == "escapes":
-            position = _end_of_escapes(sql, position)
-        if kind == "stray" or position < 0 or (has_ended and kind not in ("comment", "end")):
-            is_line_comment = kind is None and match[0].startswith("--")
-            if not is_line_comment:
-                return None
-        has_ended |= kind == "end"
-        if kind == "word":
-            words.append(match[0].lower())
-    return words or None
-
-
-def _end_of_comment(sql: str, position: int) -> int:
-    """Return the end of the comment that is open at ``position``, or -1 if it has none."""
-    depth = 1
-    while depth:
-        edge = _COMMENT_EDGE.search(sql, position)
-        if edge is None:
-            return -1
-        depth += 1 if edge[0] == "/*" else -1
-        position = edge.end()
-    return position
-
-
-def _end_of_escapes(sql: str, position: int) -> int:
-    """Return the end of the literal with escapes that is open at ``position``, or -1."""
-    ends = (each.end() for each in _ESCAPE_OR_END.finditer(sql, position) if each["end"])
-    return next(ends, -1)
+    start = VERB.match(sql)
+    return start["verb"].lower() if start and ";" not in sql.rstrip().removesuffix(";") else ""

@@ -6,7 +6,7 @@ connections, and removes it again.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,7 +14,8 @@ from django.db import connections
 from django.db.models.signals import pre_migrate
 
 from safemigrate import conf
-from safemigrate.report import Note, Report, Resync
+from safemigrate.report import Report
+from safemigrate.signals import receiving
 
 from .wrapper import Wrapper
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["Note", "Report", "Resync", "healing", "healing_migrate"]
+    from safemigrate.report import Note, Resync
 
 
 @contextmanager
@@ -77,12 +78,8 @@ def healing_migrate(
             with sweeping():
                 wrapper.sweep()
 
-    with _wrapped(None, report, max_retries, move=heal):
-        pre_migrate.connect(sweep)
-        try:
-            yield
-        finally:
-            pre_migrate.disconnect(sweep)
+    with _wrapped(None, report, max_retries, move=heal), receiving(pre_migrate, sweep):
+        yield
 
 
 @contextmanager
@@ -96,15 +93,18 @@ def _wrapped(
             wrapper = wrapper_of(connection)
             if wrapper is None:
                 wrapper = Wrapper(connection, retries=retries, move=move)
-                stack.enter_context(_installed(wrapper))
+                connection.execute_wrappers.append(wrapper)
+                stack.callback(_remove, wrapper)
                 wrappers.append(wrapper)
-            stack.enter_context(_reporting(wrapper, report))
+            wrapper.audience.reports.append(report)
+            stack.callback(wrapper.audience.reports.remove, report)
+            stack.push(wrapper.conclude)
         yield wrappers
 
 
 def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrapper]:
     met: list[BaseDatabaseWrapper] = []
-    for alias in [using] if isinstance(using, str) else using or connections:
+    for alias in connections if using is None else [using] if isinstance(using, str) else using:
         try:
             connection = connections[alias]
         except ImproperlyConfigured:
@@ -123,25 +123,7 @@ def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)
 
 
-@contextmanager
-def _installed(wrapper: Wrapper) -> Iterator[None]:
-    connection = wrapper.connection
-    connection.execute_wrappers.append(wrapper)
-    try:
-        yield
-    finally:
-        # Not connection.execute_wrapper(), which removes whichever comes last when it ends.
-        if wrapper in connection.execute_wrappers:
-            connection.execute_wrappers.remove(wrapper)
-
-
-@contextmanager
-def _reporting(wrapper: Wrapper, report: Report) -> Iterator[None]:
-    wrapper.audience.reports.append(report)
-    try:
-        yield
-    except BaseException as error:
-        wrapper.conclude(error)
-        raise
-    finally:
-        wrapper.audience.reports.remove(report)
+def _remove(wrapper: Wrapper) -> None:
+    # Not connection.execute_wrapper(), which removes whichever comes last when it ends.
+    with suppress(ValueError):
+        wrapper.connection.execute_wrappers.remove(wrapper)

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db import IntegrityError
+from django.db import IntegrityError, connections
 
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import chain
 from safemigrate.sequences.resync import has_lost_default, resync_constraint
-from safemigrate.sqltext import words_of_one_statement
+from safemigrate.sqltext import verb_of_one_statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -24,6 +24,7 @@ VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"
 PRIMARY_KEY_IN_TEXT = re.compile(r'"((?:[^"]|"")+)_pkey"')
 WRITING = frozenset({"insert", "update", "merge"})
+WRITING_WITHIN = re.compile(rf"\b(?:{'|'.join(WRITING)})\b", re.IGNORECASE)
 DUPLICATES = (
     "{table} already holds duplicate values, so {constraint} cannot be created. No sequence is "
     "involved: find the rows with GROUP BY … HAVING count(*) > 1 and remove or change them."
@@ -86,16 +87,18 @@ def why_not_retried(sql: Any, connection: BaseDatabaseWrapper, *, many: bool, re
     """Say why a statement that failed in autocommit is not retried; empty if it is."""
     if retries == 0:
         return "retries are off"
-    if driver.commits_each_row(many):
-        return "its first rows are committed already"
+    if many:  # psycopg2 commits each, and a generator gives none a second time
+        return "its first rows may be committed already, and cannot be asked for again"
     try:
-        words = words_of_one_statement(driver.text_of(sql, connection))
+        text = driver.text_of(sql, connection)
     except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
-        words = None
-    if words is None or not driver.takes_backslashes_literally(connection):
+        text = ""
+    verb = verb_of_one_statement(text)
+    if not verb:
         return "it may be several statements, some of them committed already"
-    is_writing = words[0] in WRITING or (words[0] == "with" and not WRITING.isdisjoint(words))
-    return "" if is_writing else f"{words[0].upper()} may have committed a part already"
+    if verb in WRITING or (verb == "with" and WRITING_WITHIN.search(text)):
+        return ""
+    return f"{verb.upper()} may have committed a part already"
 
 
 class Judge:
@@ -114,7 +117,7 @@ class Judge:
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
-            self._explain(error, _plain_reason(collision))
+            self._audience.explain(error, _plain_reason(collision))
             return False
         try:
             feeding = resync_constraint(
@@ -125,45 +128,47 @@ class Judge:
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
-            self._explain(error, f"{collision} could not be checked: {one_line(str(failure))}")
+            why_not = f"{collision} could not be checked: {one_line(str(failure))}"
+            self._audience.explain(error, why_not)
             return False
         has_moved = any(each.moved_to is not None for each in feeding.findings)
         for finding in feeding.findings:
             self._audience.tell_of(finding, is_retried=has_moved and not refusal, is_expected=True)
         if has_moved and not refusal:
             return True
-        self._explain(error, _verdict(collision, feeding, refusal))
+        self._audience.explain(error, _verdict(collision, feeding, refusal))
         return has_moved
 
     def explain(self, leaving: BaseException) -> None:
         """Add a note to each collision behind ``leaving`` that no retry has judged."""
         for error in chain(leaving):
-            using = getattr(error, "safemigrate_using", self._connection.alias)
-            if using != self._connection.alias or getattr(error, "safemigrate_notes", ()):
+            using = getattr(error, "safemigrate_using", None)
+            if using not in (None, self._connection.alias) or hasattr(error, "safemigrate_notes"):
                 continue
             collision = collision_of(error)
+            is_sure = using is not None or self._is_the_only_one()
             if collision is None:
                 self._explain_null(error)
-            elif not self._is_idle():
-                self._explain(error, LATER.format(table=collision))
+            elif not (is_sure and driver.is_idle(self._connection)):
+                self._audience.explain(error, LATER.format(table=collision))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")
 
-    def _is_idle(self) -> bool:
-        return not driver.is_closed(self._connection) and (
-            driver.transaction_status(self._connection) == driver.IDLE
+    def _is_the_only_one(self) -> bool:
+        """Tell whether an error that came with a COMMIT can only be this connection's."""
+        others = connections.all(initialized_only=True)
+        return all(
+            each.alias == self._connection.alias or each.connection is None for each in others
         )
 
     def _explain_null(self, error: BaseException) -> None:
-        diag = driver.diagnostics(error)
-        if diag and driver.sqlstate(error) == NOT_NULL_VIOLATION and self._is_idle():
-            where = diag.schema_name, diag.table_name, diag.column_name
-            if has_lost_default(self._connection, *where):
-                table = f"{diag.schema_name}.{diag.table_name}"
-                self._explain(error, LOST_DEFAULT.format(table=table, column=diag.column_name))
-
-    def _explain(self, error: BaseException, text: str) -> None:
-        self._audience.explain(error, text)
+        diag: Any = driver.diagnostics(error)
+        is_null = diag is not None and diag.sqlstate == NOT_NULL_VIOLATION
+        if is_null and driver.is_idle(self._connection):
+            schema, table, column = diag.schema_name, diag.table_name, diag.column_name
+            if has_lost_default(self._connection, schema, table, column):
+                note = LOST_DEFAULT.format(table=f"{schema}.{table}", column=column)
+                self._audience.explain(error, note)
 
 
 def _plain_reason(collision: Collision | None) -> str:

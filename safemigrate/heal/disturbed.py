@@ -20,7 +20,6 @@ class _Table:
     fed: frozenset[str] | None = None
     # How many values the sequence can give before one is taken; None if no end is in sight.
     free: int | None = 0
-    is_unchecked: bool = False
 
     def is_disturbed_for(self, insert: Write) -> bool:
         """Tell whether ``insert`` leaves out a column for which the run has supplied values.
@@ -49,11 +48,13 @@ class Disturbed:
     """What the statements of one connection have supplied, by the tables' unqualified names."""
 
     _tables: defaultdict[str, _Table] = field(default_factory=lambda: defaultdict(_Table))
+    # Of the tables of these names some could not be checked; those written so have been, since.
+    _unchecked: set[str] = field(default_factory=set)
+    _checked: set[str] = field(default_factory=set)
 
     def mark_unchecked(self, names: Iterable[str]) -> None:
         """Remember tables whose sequences the sweep could not check."""
-        for name in names:
-            self._tables[name].is_unchecked = True
+        self._unchecked.update(names)
 
     def is_unchecked(self, insert: Write) -> bool:
         """Tell whether the sweep could not check what the INSERT draws from.
@@ -61,20 +62,24 @@ class Disturbed:
         Once the run has given keys, those that were there before can't be told from them: then it
         is a disturbed table like any other.
         """
-        table = self._tables.get(insert.name)
-        return table is not None and table.is_unchecked and not table.is_disturbed_for(insert)
+        is_unchecked = insert.name in self._unchecked and insert.table not in self._checked
+        return is_unchecked and not self._is_disturbed_for(insert)
 
     def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
+        if self._is_disturbed_for(insert):
+            return insert in leading
+        return self.is_unchecked(insert)
+
+    def _is_disturbed_for(self, insert: Write) -> bool:
         table = self._tables.get(insert.name)
-        if table is None:
-            return False
-        return insert in leading if table.is_disturbed_for(insert) else table.is_unchecked
+        return table is not None and table.is_disturbed_for(insert)
 
     def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
         """Remember what a check found: the columns that are fed, and how many draws are free."""
         table = self._tables[insert.name]
-        table.fed, table.free, table.is_unchecked = fed, free, False
+        table.fed, table.free = fed, free
+        self._checked.add(insert.table)
 
     def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
         """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""

@@ -15,7 +15,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from safemigrate.sqltext import NAME
+from safemigrate.sqltext import GAP as _GAP
+from safemigrate.sqltext import NAME, VERB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,23 +24,21 @@ if TYPE_CHECKING:
 # Texts up to this length are cached; longer ones (bulk inserts) are seldom sent twice.
 REMEMBERED_LENGTH = 20_000
 
-_GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 _TABLE = rf"(?P<table>{NAME}(?:\s*\.\s*{NAME})*)"
 _COLUMNS = r'(?:\((?P<columns>[^()"]*(?:"[^"]*"[^()"]*)*)\))?'
 _FLAGS = re.IGNORECASE
 
-VERB = re.compile(rf"{_GAP}*\(*(?P<verb>[a-z]+)", _FLAGS)
+# A MERGE is read as an INSERT that may give any column.
 INSERT = re.compile(
-    rf"insert{_GAP}+into{_GAP}+{_TABLE}(?:{_GAP}+as{_GAP}+{NAME})?{_GAP}*{_COLUMNS}", _FLAGS
+    rf"(?:insert|merge){_GAP}+into{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}+as{_GAP}+{NAME})?"
+    rf"{_GAP}*{_COLUMNS}",
+    _FLAGS,
 )
 UPDATE = re.compile(
     rf"update{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}*\*)?(?:{_GAP}+(?:as{_GAP}+)?{NAME})?"
     rf"{_GAP}+set(?P<set>{_GAP}+|(?=\())",
     _FLAGS,
 )
-MERGE = re.compile(rf"merge{_GAP}+into{_GAP}+(?:only{_GAP}+)?{_TABLE}", _FLAGS)
-MERGED_INSERT = re.compile(rf"then{_GAP}+insert{_GAP}*{_COLUMNS}", _FLAGS)
-MERGED_UPDATE = re.compile(rf"then{_GAP}+update{_GAP}+set{_GAP}+", _FLAGS)
 ASSIGNMENT = re.compile(rf"(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=")
 FURTHER_ASSIGNMENT = re.compile(rf",{_GAP}*{ASSIGNMENT.pattern}")
 NAMES = re.compile(NAME)
@@ -54,8 +53,8 @@ READING = frozenset(
     abort begin close commit declare end fetch move release rollback savepoint set show start
     """.split()
 )
-# Statements that may hold others within themselves.
-NESTING = frozenset("with explain prepare merge copy create".split())
+# Statements that may hold others within themselves, or are read to the end of the text like those.
+NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that insert themselves, unless one of these may make room for the row first.
 INSERTING = frozenset("insert with merge".split())
 CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
@@ -108,17 +107,12 @@ def _read(sql: str) -> Heads:
     leading: frozenset[Write] = frozenset()
     may_insert = False
     for place, (verb, start) in enumerate(_starts(sql)):
-        if verb == "insert":
-            inserts.update(dict.fromkeys(_inserts(sql, start)))
-        elif verb == "update":
-            updates.update(dict.fromkeys(_updates(sql, start)))
-        elif verb in NESTING:
-            inserts.update(dict.fromkeys(_nested_inserts(sql, start)))
-            updates.update(dict.fromkeys(_nested_updates(sql, start)))
+        inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
+            updates = dict.fromkeys(_updates(sql, start))
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
@@ -143,46 +137,17 @@ def _starts(sql: str) -> Iterator[tuple[str, int]]:
             return
 
 
-def _inserts(sql: str, start: int) -> Iterator[Write]:
-    if match := INSERT.match(sql, start):
-        yield _write(match["table"], _columns(match["columns"]))
+def _inserts(sql: str, verb: str, start: int) -> Iterator[Write]:
+    heads = INSERT.finditer(sql, start) if verb in NESTING else [INSERT.match(sql, start)]
+    for head in filter(None, heads):
+        yield _write(head["table"], _columns(head["columns"]))
 
 
 def _updates(sql: str, start: int) -> Iterator[Write]:
-    if match := UPDATE.match(sql, start):
-        following = UPDATE.search(sql, match.end())
-        end = following.start() if following else len(sql)
-        yield _write(match["table"], _assigned(sql, match.end(), end))
-
-
-def _nested_inserts(sql: str, start: int) -> Iterator[Write]:
-    for match in INSERT.finditer(sql, start):
-        yield _write(match["table"], _columns(match["columns"]))
-    for merge, end in _parts(MERGE, sql, start):
-        for match in MERGED_INSERT.finditer(sql, merge.end(), end):
-            yield _write(merge["table"], _columns(match["columns"]))
-
-
-def _nested_updates(sql: str, start: int) -> Iterator[Write]:
-    for update, end in _parts(UPDATE, sql, start):
-        yield _write(update["table"], _assigned(sql, update.end(), end))
-    for merge, end in _parts(MERGE, sql, start):
-        for match, end_of_match in _parts(MERGED_UPDATE, sql, merge.end(), end):
-            yield _write(merge["table"], _assigned(sql, match.end(), end_of_match))
-
-
-def _parts(
-    head: re.Pattern[str], sql: str, start: int, end: int | None = None
-) -> Iterator[tuple[re.Match[str], int]]:
-    """Yield each head, and where the next one begins, or else the text ends."""
-    end = len(sql) if end is None else end
-    previous = None
-    for match in head.finditer(sql, start, end):
-        if previous:
-            yield previous, match.start()
-        previous = match
-    if previous:
-        yield previous, end
+    heads = list(UPDATE.finditer(sql, start))
+    ends = [*(head.start() for head in heads[1:]), len(sql)]
+    for head, end in zip(heads, ends, strict=False):
+        yield _write(head["table"], _assigned(sql, head.end(), end))
 
 
 def _write(table: str, columns: frozenset[str] | None) -> Write:

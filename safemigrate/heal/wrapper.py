@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Wrapper:
                 self._disturbed.learn(heads.inserts, heads.updates, count)
             return result
         failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
-        if driver.transaction_status(self.connection) != driver.IDLE:
+        if not driver.is_idle(self.connection):
             raise failure
         return self._retry(failure, partial(execute, sql, params, many, context), sql, many=many)
 
@@ -154,14 +154,17 @@ class Wrapper:
             stop=stop_after_attempt(self._retries),
             reraise=True,
         )
-        with suppress(Error):
+        try:
             return retrying(send_again)
+        except Error as last:
+            self.audience.explain(failure, f"It was retried, and failed: {one_line(str(last))}")
         raise failure
 
     # At the end of the run.
 
-    def conclude(self, leaving: BaseException) -> None:
+    def conclude(self, _kind: Any, leaving: BaseException | None, _trace: Any) -> None:
         """Explain the error that the run ends with, and resync what caused it."""
-        with self._contained("the failed constraint could not be checked"):
-            self._judge.explain(leaving)
-        self.audience.tell_why(leaving)
+        if leaving:
+            with self._contained("the failed constraint could not be checked"):
+                self._judge.explain(leaving)
+            self.audience.tell_why(leaving)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from safemigrate.sqltext import NAME, words_of_one_statement
+from safemigrate.sqltext import NAME, verb_of_one_statement
 
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor
@@ -27,6 +27,10 @@ QUEUES_NOBODY = re.compile(
              | ALTER\s+TABLE\s[^,;]+\sDETACH\s+PARTITION\s[^,;]+\sCONCURRENTLY;?\s*$
              | ALTER\s+TABLE\s[^,;]+\sVALIDATE\s+CONSTRAINT\s[^,;]+;?\s*$ )""",
     re.VERBOSE | re.IGNORECASE,
+)
+
+CONCURRENTLY, NOWAIT = (
+    re.compile(rf"\b{each}\b", re.IGNORECASE) for each in ("concurrently", "nowait")
 )
 
 INVALID_INDEXES = """
@@ -52,17 +56,17 @@ def can_be_repeated(text: str) -> bool:
 
     CREATE INDEX CONCURRENTLY has, and is repeated once that is dropped.
     """
-    words = words_of_one_statement(text)
-    if not words or words[0] in MAY_COMMIT:
+    verb = verb_of_one_statement(text)
+    if not verb or verb in MAY_COMMIT:
         return False
-    if "concurrently" not in words or words[0] in ("drop", "refresh"):
+    if not CONCURRENTLY.search(text) or verb in ("drop", "refresh"):
         return True
     return CREATE_INDEX.match(text) is not None
 
 
 def does_not_wait(text: str) -> bool:
     """Tell whether the statement itself asks for an error where it would have to wait."""
-    return "nowait" in (words_of_one_statement(text) or ())
+    return NOWAIT.search(text) is not None
 
 
 def invalid_indexes(cursor: Cursor, text: str) -> set[str]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error, OperationalError
+from django.db.backends.signals import connection_created
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -30,9 +30,10 @@ from safemigrate import driver
 from safemigrate.locking.holder import Holder, holder_of, name_of_run
 from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
 from safemigrate.locking.wait import Telling, dial, first_line, twin, within
-from safemigrate.locking.watching import on_connecting, watching
+from safemigrate.locking.watching import watching
 from safemigrate.printing import printable_ascii
 from safemigrate.report import logger
+from safemigrate.signals import receiving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,29 +100,12 @@ class LockLostError(LockError):
         )
 
 
-@dataclass
-class MigrationLock:
-    """The lock as a run has it: a nested run has not ``taken`` it; ``lost`` is known at the end."""
-
-    taken: bool
-    lost: bool = False
-    _lock: _Lock | None = field(default=None, repr=False)
-
-    def check(self) -> bool:
-        """Return whether the lock was held all along; if it wasn't, it has been taken again.
-
-        Raises LockLostError if it can't be. Costs one round trip on the lock's connection.
-        """
-        return self._lock is None or self._lock.check()
-
-
 @contextmanager
 def migration_lock(
     connection: BaseDatabaseWrapper,
     *,
     patience: float,
     tell: Callable[[str], None],
-    watches_at_once: bool = True,
 ) -> Iterator[MigrationLock]:
     """
     Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
@@ -131,22 +115,21 @@ def migration_lock(
     error if it cannot connect. A run inside the holder's own passes at once, in a forked or spawned
     child as well; so does every run on another vendor's database.
     """
-    if connection.vendor != "postgresql" or is_held_by_kin(connection):
-        yield MigrationLock(taken=False)
-        return
-    with closing(_Lock(connection, patience)) as lock:
-        if not lock.take(tell):
-            yield MigrationLock(taken=False)
+    with closing(MigrationLock(connection, patience)) as lock:
+        if connection.vendor == "postgresql" and not is_held_by_kin(connection):
+            lock.taken = lock.take(tell)
+        if not lock.taken:
+            yield lock
             return
-        held = MigrationLock(taken=True, _lock=lock)
         try:
-            with ExitStack() as stack:
-                stack.enter_context(known_to_kin(lock.token, connection))
-                stack.enter_context(on_connecting(lock.follow))
-                stack.enter_context(watching(connection, at_once=watches_at_once))
-                yield held
+            with (
+                known_to_kin(lock.token, connection),
+                receiving(connection_created, lock.follow),
+                watching(connection),
+            ):
+                yield lock
         finally:
-            held.lost = not lock.release()
+            lock.lost = not lock.release()
 
 
 # All of it is local to the transaction, because behind a pooler others use the session as well. If
@@ -199,12 +182,16 @@ class _TryAgainError(Exception):
     """The lock's connection could not be opened, or was lost: its cause says why."""
 
 
-class _Lock:
-    """The connection that asks for the migration lock, and holds it."""
+class MigrationLock:
+    """The connection that asks for the migration lock, and holds it if it has ``taken`` it.
+
+    ``lost`` is known at the end. A nested run does not take it.
+    """
 
     def __init__(self, migrating: BaseDatabaseWrapper, patience: float) -> None:
         self.migrating = migrating
         self.alias = migrating.alias
+        self.taken = self.lost = False
         self.patience = patience
         self.end = monotonic() + patience
         self.process = os.getpid()
@@ -357,8 +344,11 @@ class _Lock:
             ours.execute(RENAME, [self._name()])
 
     def check(self) -> bool:
-        """Return whether the lock was held all along; see :meth:`MigrationLock.check`."""
-        if os.getpid() != self.process:
+        """Return whether the lock was held all along; if it wasn't, it has been taken again.
+
+        Raises LockLostError if it can't be. Costs one round trip on the lock's connection.
+        """
+        if not self.taken or os.getpid() != self.process:
             return True
         try:
             with driver.cursor(self.twin) as ours:

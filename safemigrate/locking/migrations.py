@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models.signals import pre_migrate
 
+from safemigrate.signals import receiving
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -63,9 +65,7 @@ def around_migrations(
                 method = _calling(around, migration, getattr(migration, name), is_backwards)
                 stack.enter_context(_replaced(migration, name, method))
 
-    with ExitStack() as stack:
-        pre_migrate.connect(replace)
-        stack.callback(pre_migrate.disconnect, replace)
+    with ExitStack() as stack, receiving(pre_migrate, replace):
         yield
 
 

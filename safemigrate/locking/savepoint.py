@@ -12,7 +12,7 @@ from django.db import Error, transaction
 from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate import driver
-from safemigrate.sqltext import words_of_one_statement
+from safemigrate.sqltext import verb_of_one_statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -64,10 +64,9 @@ class Savepoint:
             return
         was_alone = self.is_alone
         if was_alone is None:
-            self.is_alone = driver.transaction_status(self.connection) == driver.IDLE
+            self.is_alone = driver.is_idle(self.connection)
         sets_transaction = SET_TRANSACTION.search(text) is not None
-        words = words_of_one_statement(text) or [""]
-        if words[0] in MAY_PRECEDE_IT and not sets_transaction:
+        if verb_of_one_statement(text) in MAY_PRECEDE_IT and not sets_transaction:
             return
         self.has_begun = True
         if sets_transaction or not self.is_alone:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.apps import apps
 from django.db import Error, OperationalError, connections
+from django.db.backends.signals import connection_created
 from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 
 from safemigrate import driver
 from safemigrate.report import Audience, logger
-from safemigrate.signals import lock_waited
+from safemigrate.signals import lock_waited, receiving
 
 from .blockers import Watcher
 from .concurrently import can_be_repeated, does_not_wait, invalid_indexes, queues_nobody
 from .migrations import around_migrations, noting_python
 from .savepoint import Savepoint
-from .watching import on_connecting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 LONGEST_PAUSE, LONGEST_INTERVAL = 5.0, 0.5
+LONGEST_TIMEOUT = 2**31 - 1  # in milliseconds, the server's own limit
 
 # Behind a pooler the session is another client's in a moment.
 SET_IN_OWN_SESSION = """
@@ -84,7 +85,7 @@ def lock_timeout(
         stack.enter_context(around_migrations(connection, waits.around))
         # The outermost one: a statement is retried with all that others do around it.
         connection.execute_wrappers.insert(0, waits)
-        stack.callback(connection.execute_wrappers.remove, waits)
+        stack.callback(waits.remove)
         yield
 
 
@@ -108,13 +109,17 @@ class _Waits:
         self._pid: int | None = None  # None behind a pooler
         self._savepoint: Savepoint | None = None
 
+    def remove(self) -> None:
+        with suppress(ValueError):  # somebody else may have removed it
+            self.connection.execute_wrappers.remove(self)
+
     # The setting.
 
     @contextmanager
     def timeout_set(self) -> Iterator[None]:
         self._open(self.connection)
         try:
-            with on_connecting(self._open):
+            with receiving(connection_created, self._open):
                 yield
         finally:
             if self._pid and not driver.is_closed(self.connection):
@@ -197,11 +202,7 @@ class _Waits:
         return False
 
     def _is_idle(self) -> bool:
-        return (
-            self.connection.autocommit
-            and not driver.is_closed(self.connection)
-            and driver.transaction_status(self.connection) == driver.IDLE
-        )
+        return self.connection.autocommit and driver.is_idle(self.connection)
 
     # A migration.
 
@@ -311,4 +312,4 @@ def is_lock_failure(error: BaseException) -> bool:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{max(1, round(seconds * 1000))}ms"
+    return f"{max(1, min(round(seconds * 1000), LONGEST_TIMEOUT))}ms"

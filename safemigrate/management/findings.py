@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from safemigrate.management.losses import usage
+from safemigrate.printing import printable
 from safemigrate.sequences.sequence import Hinders
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.sequence import Obstacle
     from safemigrate.sequences.state import Finding, Status
+
+# From so much of a range on somebody should think of a wider one.
+NEARLY_USED_UP = 80
 
 
 @dataclass
@@ -80,6 +83,13 @@ def advice_of(finding: Finding) -> list[str]:
     return advice
 
 
-def new_next_value(finding: Finding) -> int | None:
-    moved_to = finding.moved_to
-    return None if moved_to is None else moved_to + finding.sequence.increment
+def usage(finding: Finding) -> str:
+    """Say how much of its range a sequence has used, where that is most of it; else nothing."""
+    percent = finding.percent_used
+    if percent is None or percent < NEARLY_USED_UP:
+        return ""
+    sequence = finding.sequence
+    return printable(
+        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is "
+        f"{sequence.last}"
+    )

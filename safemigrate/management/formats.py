@@ -6,11 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from safemigrate.printing import printable
-from safemigrate.sequences.expected import percent_used
 from safemigrate.sequences.state import Status
 
 from . import losses
-from .findings import new_next_value, obstacles_of, reasons_of
+from .findings import obstacles_of, reasons_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,8 +119,8 @@ def _document(finding: Finding) -> dict[str, Any]:
         "status": finding.status,
         "next_value": finding.next_value,
         "largest_key": finding.largest,
-        "new_next_value": new_next_value(finding),
-        "percent_used": percent_used(finding),
+        "new_next_value": finding.new_next_value,
+        "percent_used": finding.percent_used,
         "reason": reasons_of(finding) or None,
         "advice": "; ".join(each.advice for each in obstacles_of(finding) if each.advice) or None,
         "sql": (finding.repair or None) if finding.is_behind else None,

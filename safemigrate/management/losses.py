@@ -1,4 +1,4 @@
-"""Tell what tables have lost and sequences have used up, and put back what can be put back."""
+"""Tell what tables have lost, and put back what can be put back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS, Error
 
-from safemigrate.printing import one_line, printable
-from safemigrate.sequences.expected import NEARLY_USED_UP, percent_used, restore
+from safemigrate.printing import one_line
+from safemigrate.sequences.expected import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.needs import Loss
-    from safemigrate.sequences.state import Finding
 
 
 def command_line(alias: str, *options: str, schema: str = "public") -> str:
@@ -81,15 +80,3 @@ def document(loss: Loss) -> dict[str, Any]:
         "reason": loss.reason,
         "sql": list(loss.sql),
     }
-
-
-def usage(finding: Finding) -> str:
-    """Say how much of its range a sequence has used, where that is most of it; else nothing."""
-    percent = percent_used(finding)
-    if percent is None or percent < NEARLY_USED_UP:
-        return ""
-    sequence = finding.sequence
-    return printable(
-        f"{sequence}: nearly used up; {percent} % of its values are gone, the last is "
-        f"{sequence.last}"
-    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ class Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._held: list[str] = []
+        self._held: deque[str] = deque()
         self._is_at_start = True
 
     def __getattr__(self, name: str) -> Any:
@@ -40,17 +42,22 @@ class Lines:
             self._let_go()
 
     def _let_go(self) -> None:
-        for line in self._held:
-            self._stream.write(f"{line}\n")
-        self._held.clear()
+        with suppress(IndexError):  # another thread may tell a line, and let go as well
+            while True:
+                self._stream.write(f"{encodable(self._held.popleft(), self._stream)}\n")
+
+
+def encodable(text: str, stream: Any) -> str:
+    """Return ``text`` with escapes for what the stream's encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def write_to(stream: OutputWrapper, line: str) -> None:
     """Write ``line`` at once; nothing where the other end has gone, as ``| head`` does."""
     out: Any = stream._out  # before Django 5 the wrapper has a fileno and an encoding of its own
-    encoding = getattr(out, "encoding", None) or "utf-8"
     try:
-        stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(encodable(line, out))
         stream.flush()
     except BrokenPipeError:
         # What is still in the buffer, and all that comes, is for nobody.

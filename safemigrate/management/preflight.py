@@ -15,6 +15,7 @@ from django.db.models.signals import pre_migrate
 
 from safemigrate.management.losses import command_line
 from safemigrate.sequences.expected import record_that_takes_no_row
+from safemigrate.signals import receiving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +45,5 @@ def requiring_record() -> Iterator[None]:
                 + command_line(using, "--restore-defaults", schema=schema)
             )
 
-    pre_migrate.connect(require)
-    try:
+    with receiving(pre_migrate, require):
         yield
-    finally:
-        pre_migrate.disconnect(require)

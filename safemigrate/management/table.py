@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safemigrate.printing import printable
 
 from . import losses
-from .findings import advice_of, is_short, new_next_value, reasons_of
+from .findings import advice_of, is_short, reasons_of
 from .formats import Format
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _cells(finding: Finding) -> Cells:
     here = f"{sequence.schema}."
     outcome: str = finding.status
     if finding.moved_to is not None:
-        outcome = f"resynced to {new_next_value(finding)}"
+        outcome = f"resynced to {finding.new_next_value}"
     elif is_short(finding):
         outcome = "short of headroom"
     return (

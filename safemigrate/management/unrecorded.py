@@ -16,6 +16,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.models.signals import pre_migrate
 
 from safemigrate import driver
+from safemigrate.signals import receiving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,9 +46,9 @@ def explaining_unrecorded(
         if using == connection.alias and not plans:
             plans.append(plan)
 
-    pre_migrate.connect(remember)
     try:
-        yield
+        with receiving(pre_migrate, remember):
+            yield
     except ProgrammingError as error:
         if driver.sqlstate(error) in ALREADY_THERE and plans:
             # What cannot be told (a model that the migration itself renames again) gets no note.
@@ -55,8 +56,6 @@ def explaining_unrecorded(
                 if migration := _unrecorded(connection, plans[0]):
                     tell(_note(migration, connection.alias))
         raise
-    finally:
-        pre_migrate.disconnect(remember)
 
 
 def _note(migration: Migration, alias: str) -> str:

@@ -7,6 +7,7 @@ settings of :func:`safemigrate.sequences.state.checking`; identifiers are quoted
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -54,17 +55,17 @@ CODE_OF_OTHERS = """(
     SELECT pg_catalog.quote_ident(pg_catalog.min(r.rolname))
     FROM (
         SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, m
-        FROM pg_catalog.unnest(l.members) AS m
+        FROM pg_catalog.unnest({members}) AS m
         WHERE c.relkind = 'p'
         UNION ALL
         SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid
         FROM pg_catalog.pg_index AS i
-        WHERE i.indrelid = ANY (l.members)
+        WHERE i.indrelid = ANY ({members})
           AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
         UNION ALL
         SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, x.oid
         FROM pg_catalog.pg_statistic_ext AS x
-        WHERE x.stxrelid = ANY (l.members)
+        WHERE x.stxrelid = ANY ({members})
     ) AS o (class, oid)
     CROSS JOIN LATERAL (
         SELECT e.refobjid
@@ -82,6 +83,13 @@ CODE_OF_OTHERS = """(
     JOIN pg_catalog.pg_roles AS r ON r.oid = pr.proowner
     WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER)
 """
+
+
+def code_of_others(members: str) -> str:
+    """Return SQL for another role whose functions reading ``members``, or ``c``, could run."""
+    return CODE_OF_OTHERS.format(members=members)
+
+
 # Whether a key column is left NULL because nothing fills it any more.
 IS_LOST = """
 SELECT NOT a.atthasdef AND a.attidentity = ''
@@ -118,10 +126,12 @@ subscribed AS MATERIALIZED (
     WHERE u.subenabled
 ),
 key AS (
-    SELECT f.sequence, c.oid AS relation, a.attnum, n.nspname, c.relname, a.attname, f.is_bare,
-           pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted_table,
-           pg_catalog.quote_ident(n.nspname) AS quoted_schema,
-           pg_catalog.quote_ident(a.attname) AS quoted_column,
+    SELECT f.sequence AS fed_by, f.is_bare AS key_is_bare, c.oid AS key_relation,
+           a.attnum AS key_attribute, n.nspname AS key_schema, c.relname AS key_table,
+           a.attname AS key_column,
+           pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS key_quoted_table,
+           pg_catalog.quote_ident(n.nspname) AS key_quoted_schema,
+           pg_catalog.quote_ident(a.attname) AS key_quoted_column,
            -- A domain, or a domain of a domain, is written out as what it is made of.
            CASE t.typoutput
                WHEN 'pg_catalog.int2out'::pg_catalog.regproc THEN 'smallint'
@@ -129,15 +139,16 @@ key AS (
                WHEN 'pg_catalog.int8out'::pg_catalog.regproc THEN 'bigint'
                WHEN 'pg_catalog.numeric_out'::pg_catalog.regproc THEN 'numeric'
                WHEN 'pg_catalog.oidout'::pg_catalog.regproc THEN 'oid'
-               ELSE pg_catalog.format_type(t.oid, NULL) END AS type,
-           c.relkind = 'p' AS is_partitioned, l.is_indexed,
-           NOT l.is_unique AND h.is_heir AS is_heir,
-           NOT l.is_alone AND NOT (h.is_heir AND NOT l.is_unique) AS has_companions,
-           l.is_unique, l.is_unique AND NOT l.is_whole AS is_partial,
-           l.is_whole AND NOT l.is_alone AND NOT l.is_primary AS is_numbering,
-           l.has_foreign, l.is_subscribed, {CODE_OF_OTHERS} AS code_of,
+               ELSE pg_catalog.format_type(t.oid, NULL) END AS key_type,
+           c.relkind = 'p' AS key_is_partitioned, l.is_indexed AS key_is_indexed,
+           NOT l.is_unique AND h.is_heir AS key_is_heir,
+           NOT l.is_alone AND NOT (h.is_heir AND NOT l.is_unique) AS key_has_companions,
+           l.is_unique AS key_is_unique, l.is_unique AND NOT l.is_whole AS key_is_partial,
+           l.is_whole AND NOT l.is_alone AND NOT l.is_primary AS key_is_numbering,
+           l.has_foreign AS key_has_foreign, l.is_subscribed AS key_is_subscribed,
+           {code_of_others("l.members")} AS key_code_of,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-           AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') AS is_readable
+           AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') AS key_is_readable
     FROM feed AS f
     JOIN pg_catalog.pg_class AS c ON c.oid = f.relation
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -225,17 +236,7 @@ key AS (
           WHERE p.sequence = f.sequence
             AND p.relation = pg_catalog.pg_partition_root(c.oid)::pg_catalog.oid))
 )
-SELECT s.*,
-       k.relation AS key_relation, k.attnum AS key_attribute,
-       k.nspname AS key_schema, k.relname AS key_table,
-       k.attname AS key_column, k.is_bare AS key_is_bare, k.quoted_table AS key_quoted_table,
-       k.quoted_column AS key_quoted_column, k.type AS key_type,
-       k.quoted_schema AS key_quoted_schema, k.is_partitioned AS key_is_partitioned,
-       k.is_indexed AS key_is_indexed, k.is_heir AS key_is_heir,
-       k.has_companions AS key_has_companions, k.is_unique AS key_is_unique,
-       k.is_partial AS key_is_partial, k.is_numbering AS key_is_numbering,
-       k.has_foreign AS key_has_foreign, k.is_subscribed AS key_is_subscribed,
-       k.code_of AS key_code_of, k.is_readable AS key_is_readable,
+SELECT s.*, k.*,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
        pg_catalog.quote_ident(CURRENT_USER) AS role
 FROM key AS k
@@ -256,12 +257,15 @@ CROSS JOIN LATERAL (
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = c.oid
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = k.sequence
+    WHERE c.oid = k.fed_by
     OFFSET 0
 ) AS s
 ORDER BY pg_catalog.array_position(%(sequences)s::pg_catalog.oid[], s.oid),
-         k.quoted_table, k.quoted_column
+         k.key_quoted_table, k.key_quoted_column
 """
+# The columns of a row that are a record's fields, in their order.
+OF_KEY = attrgetter(*(f"key_{each.name}" for each in fields(Key)))
+OF_SEQUENCE = attrgetter(*(each.name for each in fields(Sequence)[:-2]))
 
 
 def nameless(oid: int) -> Sequence:
@@ -292,45 +296,17 @@ def _sequences(rows: Iterable[Any]) -> Iterator[Sequence]:
     for _, group in groupby(rows, key=attrgetter("oid")):
         members = list(group)
         first = members[0]
-        # Keys that a computed default gives are not the sequence's own values.
-        counted = [row for row in members if row.key_is_bare] or members
+        # Keys that a computed default gives are not the sequence's own values. A copy of the table
+        # without its key, LIKE … INCLUDING DEFAULTS, may hold any.
+        bare = [row for row in members if row.key_is_bare] or members
+        counted = [row for row in bare if row.key_is_unique or row.key_is_heir] or bare
         obstacles = [
             *_obstacles(first),
             *(obstacle for row in counted for obstacle in _key_obstacles(row)),
         ]
-        yield Sequence(
-            oid=first.oid,
-            schema=first.schema,
-            name=first.name,
-            quoted=first.quoted,
-            literal=first.literal,
-            increment=first.increment,
-            minimum=first.minimum,
-            maximum=first.maximum,
-            cache=first.cache,
-            is_readable=first.is_readable,
-            is_settable=first.is_settable,
-            keys=tuple(_key(row) for row in counted),
-            obstacles=tuple(sorted(obstacles, key=attrgetter("hinders"))),
-        )
-
-
-def _key(row: Any) -> Key:
-    return Key(
-        relation=row.key_relation,
-        attribute=row.key_attribute,
-        schema=row.key_schema,
-        table=row.key_table,
-        column=row.key_column,
-        type=row.key_type,
-        quoted_table=row.key_quoted_table,
-        quoted_column=row.key_quoted_column,
-        is_partitioned=row.key_is_partitioned,
-        is_indexed=row.key_is_indexed,
-        is_heir=row.key_is_heir,
-        has_companions=row.key_has_companions,
-        is_unique=row.key_is_unique,
-    )
+        keys = tuple(Key(*OF_KEY(row)) for row in counted)
+        in_the_way = tuple(sorted(obstacles, key=attrgetter("hinders")))
+        yield Sequence(*(*OF_SEQUENCE(first), keys, in_the_way))
 
 
 def _obstacles(row: Any) -> Iterator[Obstacle]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.db import transaction
+from django.db import NotSupportedError
 from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate import driver
 
-from .catalogue import CODE_OF_OTHERS
+from .catalogue import code_of_others
 from .collations import mismatches
 from .feeds import FEEDS
 from .needs import WANTED, Loss, Need, parameters_of
-from .state import SETTINGS, Finding, checking
+from .state import SETTINGS, checking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 INTEGERS = ("smallint", "integer", "bigint")
-# From so much of a range on somebody should think of a wider one.
-NEARLY_USED_UP = 80
 LOCK_TIMEOUT = "3s"
 
 # Nothing fills the column when an INSERT leaves it out; a trigger before the INSERT may.
@@ -105,7 +103,7 @@ SELECT n.nspname AS schema, c.relname AS table_name, a.attname AS column_name,
        pg_catalog.quote_ident(a.attname) AS column,
        pg_catalog.quote_literal(a.attname) AS column_text,
        own.name AS own, pg_catalog.quote_literal(own.name) AS own_text, own.increment,
-       {CODE_OF_OTHERS.replace("l.members", "ARRAY[c.oid]")} AS code_of
+       {code_of_others("ARRAY[c.oid]")} AS code_of
 FROM lost AS l
 JOIN pg_catalog.pg_class AS c ON c.oid = l.oid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -226,8 +224,13 @@ def _filled(statements: Iterable[str], row: Any) -> tuple[str, ...]:
 
 
 def restore(connection: BaseDatabaseWrapper, loss: Loss) -> None:
-    """Put back what the column has lost, all of it or nothing; raises the server's Error."""
-    with transaction.atomic(using=connection.alias), driver.cursor(connection) as cursor:
+    """Put back what the column has lost, all of it or nothing; raises the server's Error.
+
+    Not in a transaction of somebody else's, which would keep our settings, or not be committed.
+    """
+    if driver.transaction_status(connection) != driver.IDLE:
+        raise NotSupportedError("a table's default is restored outside of transactions only")
+    with driver.transaction(connection) as cursor:
         cursor.execute(SETTINGS, [LOCK_TIMEOUT])
         for statement in loss.sql:
             cursor.execute(statement)
@@ -242,14 +245,3 @@ def record_that_takes_no_row(connection: BaseDatabaseWrapper) -> str | None:
             CANNOT_RECORD, [options.pk.column, connection.ops.quote_name(options.db_table)]
         )
     return str(row.schema) if row else None
-
-
-def percent_used(finding: Finding) -> int | None:
-    """Say how much of its range a sequence has used once it is in sync; None if it is not known."""
-    if finding.next_value is None:
-        return None
-    sequence, sign = finding.sequence, finding.sequence.sign
-    given = [finding.next_value - sequence.increment, finding.target, finding.moved_to]
-    last = max(sign * each for each in given if each is not None)
-    first, end = sorted((sign * sequence.lowest, sign * sequence.highest))
-    return max(0, 100 * (last - first + 1) // (end - first + 1))

@@ -225,10 +225,7 @@ def list_feeds(
     cursor: Cursor, *, schemas: Iterable[str] = (), tables: Iterable[int] = ()
 ) -> list[list[Feed]]:
     """List the feeds of every sequence that feeds tables, given by schema or by oid."""
-    found = cursor.rows(LISTING, {"schemas": list(schemas), "tables": list(tables)})
-    return [
-        list(group) for _, group in groupby((Feed(*row) for row in found), lambda f: f.sequence)
-    ]
+    return _by_sequence(cursor.rows(LISTING, {"schemas": list(schemas), "tables": list(tables)}))
 
 
 def feeds_of_table(cursor: Cursor, oid: int) -> tuple[list[list[Feed]], dict[Place, bool]]:

@@ -80,10 +80,12 @@ def _name_of_schema(connection: BaseDatabaseWrapper, oid: int) -> str | None:
     return None
 
 
-def feeds_in(connection: BaseDatabaseWrapper, schemas: Iterable[str]) -> list[list[Feed]]:
-    """List what the sequences feed that feed a table of ``schemas``, sequence by sequence."""
+def feeds_in(
+    connection: BaseDatabaseWrapper, schemas: Iterable[str] = (), *, tables: Iterable[int] = ()
+) -> list[list[Feed]]:
+    """List all feeds of the sequences that feed a table of ``schemas``, or one of ``tables``."""
     with checking(connection) as cursor:
-        return list_feeds(cursor, schemas=schemas)
+        return list_feeds(cursor, schemas=schemas, tables=tables)
 
 
 def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
@@ -96,12 +98,6 @@ def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
     connection.ensure_connection()
     with driver.cursor(connection) as cursor:
         return [row.oid for row in cursor.rows(TABLES, [names])]
-
-
-def feeds_of_tables(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[list[Feed]]:
-    """List what the sequences feed that feed one of ``tables``, which are oids."""
-    with checking(connection) as cursor:
-        return list_feeds(cursor, tables=tables)
 
 
 def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> list[list[Feed]]:

@@ -73,6 +73,21 @@ class Finding:
         return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
 
     @property
+    def new_next_value(self) -> int | None:
+        return None if self.moved_to is None else self.moved_to + self.sequence.increment
+
+    @property
+    def percent_used(self) -> int | None:
+        """How much of its range the sequence has used once it is in sync; None if not known."""
+        if self.next_value is None:
+            return None
+        sequence, sign = self.sequence, self.sequence.sign
+        given = [self.next_value - sequence.increment, self.target, self.moved_to]
+        last = max(sign * each for each in given if each is not None)
+        first, end = sorted((sign * sequence.lowest, sign * sequence.highest))
+        return max(0, 100 * (last - first + 1) // (end - first + 1))
+
+    @property
     def repair(self) -> str:
         """The statement that a DBA could type, or an empty string where there is none."""
         if self.target is None or (self.obstacle and self.obstacle.is_final):
@@ -218,9 +233,8 @@ def check(cursor: Cursor, sequences: Rows[Sequence], terms: Terms = USUAL) -> li
     if doubtful := [each for each in visible if each.oid not in found]:
         by_oid = {each.oid: each for each in doubtful}
         query = " UNION ALL ".join(f"({state_query(each, terms)})" for each in doubtful)
-        found |= {row.oid: finding_of(by_oid[row.oid], row, terms) for row in cursor.rows(query)}
-        for each in doubtful:
-            found[each.oid] = _judged(cursor, found[each.oid], terms)
+        for row in cursor.rows(query):
+            found[row.oid] = _judged(cursor, finding_of(by_oid[row.oid], row, terms), terms)
     return [found.get(each.oid) or Finding(each, obstacle=each.obstacle) for each in sequences]
 
 

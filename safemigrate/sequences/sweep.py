@@ -9,7 +9,7 @@ from django.db import Error
 
 from safemigrate import driver
 
-from .catalogue import CODE_OF_OTHERS, nameless, sequences_of
+from .catalogue import code_of_others, nameless, sequences_of
 from .feeds import LISTING, Feed, list_feeds
 from .resync import move_past
 from .scope import all_schemas, feeds_in
@@ -28,21 +28,25 @@ CHUNK = 500
 # A second is waited only once, not for each of many locked tables.
 SHORT_WAIT = "50ms"
 
+LISTING_OF_SETTING = LISTING % {
+    "tables": "'{}'",
+    "schemas": "pg_catalog.current_setting('safemigrate.schemas')",
+}
 # One statement finds everything that is clearly in sync, at the cost of a max() by index for each.
 # Whatever cannot be read like that, or is not in sync, is left to the exact check: those sequences'
 # oids go into a setting that ends with the transaction. An exception raised on purpose releases a
 # table's locks at once, so that no number of tables can fill the server's lock table.
-SWEEP = """
+SWEEP = f"""
 DO $sweep$
 DECLARE
     feed pg_catalog.record;
     largest pg_catalog.numeric;
     last_value pg_catalog.int8;
     is_in_sync pg_catalog.bool;
-    suspects pg_catalog.oid[] := '{}';
+    suspects pg_catalog.oid[] := '{{}}';
 BEGIN
     FOR feed IN
-        WITH RECURSIVE feed AS MATERIALIZED (LISTING),
+        WITH RECURSIVE feed AS MATERIALIZED ({LISTING_OF_SETTING}),
         leaf (sequence, relation, attribute, name) AS (
             SELECT f.sequence, f.relation, f.attribute, a.attname
             FROM feed AS f
@@ -62,7 +66,7 @@ BEGIN
                CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
                pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
                c.relkind = 'r' AND x.is_indexed
-               AND (NOT x.has_code OR CODE_OF_OTHERS IS NULL)
+               AND (NOT x.has_code OR {code_of_others("ARRAY[c.oid]")} IS NULL)
                AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE')
                AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT')
@@ -106,7 +110,7 @@ BEGIN
             EXCEPTION
                 WHEN SQLSTATE 'SM000' THEN NULL;
                 WHEN lock_not_available THEN
-                    PERFORM pg_catalog.set_config('lock_timeout', 'SHORT_WAIT', true);
+                    PERFORM pg_catalog.set_config('lock_timeout', '{SHORT_WAIT}', true);
                     is_in_sync := false;
                 WHEN OTHERS THEN
                     is_in_sync := false;
@@ -119,14 +123,6 @@ BEGIN
     PERFORM pg_catalog.set_config('safemigrate.suspects', suspects::pg_catalog.text, true);
 END $sweep$
 """
-for _part, _text in {
-    "SHORT_WAIT": SHORT_WAIT,
-    "CODE_OF_OTHERS": CODE_OF_OTHERS.replace("l.members", "ARRAY[c.oid]"),
-    "LISTING": LISTING.replace("%(tables)s", "'{}'").replace(
-        "%(schemas)s", "pg_catalog.current_setting('safemigrate.schemas')"
-    ),
-}.items():
-    SWEEP = SWEEP.replace(_part, _text)
 # Names are never put into the block's text, which they might end.
 SCHEMAS_TO_SWEEP = """
     SELECT pg_catalog.set_config(

@@ -29,7 +29,7 @@ from tests.support.databases import (
     rows,
     value,
 )
-from tests.support.locks import terminate
+from tests.support.locks import note_of, terminate
 
 
 def test_the_report(groups: None) -> None:
@@ -118,12 +118,32 @@ def test_retries_come_to_an_end(groups: None) -> None:
         return run(sql, params, many, context)
 
     with (
-        pytest.raises(IntegrityError, match="auth_group_pkey"),
+        pytest.raises(IntegrityError, match="auth_group_pkey") as raised,
         safemigrate.healing(max_retries=2),
         connection.execute_wrapper(put_back),
     ):
         Group.objects.create(name="new")
     assert len(attempts) == 3
+    assert note_of(raised.value).startswith("It was retried, and failed: duplicate key")
+
+
+def test_another_error_of_the_retry_is_told(groups: None) -> None:
+    """The first one is what the run ends with."""
+    with safemigrate.healing():
+        put_behind("auth_group")
+        with pytest.raises(IntegrityError, match="auth_group_pkey") as raised:
+            Group.objects.create(name=rows("SELECT name FROM auth_group")[0][0])
+    assert "auth_group_name" in note_of(raised.value)
+
+
+def test_rows_that_a_generator_has_given_are_not_asked_for_again(groups: None) -> None:
+    names = ([f"new {number}"] for number in range(10))
+    with safemigrate.healing() as report, connection.cursor() as cursor:
+        put_behind("auth_group")
+        with pytest.raises(IntegrityError) as raised:
+            cursor.executemany("INSERT INTO auth_group (name) VALUES (%s)", names)
+    assert [each.after for each in report.resyncs] == [4, 4]
+    assert "cannot be asked for again" in note_of(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +173,41 @@ def test_loaddata_of_objects_without_keys(groups: None) -> None:
         for each in serializers.deserialize("json", data):
             each.save()
     assert Group.objects.get(name="loaded").pk == 4
+
+
+def test_using_none_at_all(groups: None) -> None:
+    with safemigrate.healing([]) as report:
+        assert report.resyncs == []
+        assert not connection.execute_wrappers
+
+
+def test_what_a_commit_may_have_met_in_either_database_moves_nothing(
+    groups: None, other_database: str
+) -> None:
+    with connections["other"].cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE auth_group (id serial UNIQUE DEFERRABLE INITIALLY DEFERRED, name text);"
+            "INSERT INTO auth_group (name) VALUES ('other')"
+        )
+    execute("ALTER TABLE auth_group DROP CONSTRAINT auth_group_pkey CASCADE")
+    execute("ALTER TABLE auth_group ADD UNIQUE (id) DEFERRABLE INITIALLY DEFERRED")
+
+    def collide() -> None:
+        with transaction.atomic(using="other"), connections["other"].cursor() as cursor:
+            cursor.execute("SELECT setval('auth_group_id_seq', 1, false)")
+            cursor.execute("INSERT INTO auth_group (name) VALUES ('new')")
+            put_behind("auth_group")
+
+    def collide_while_healing() -> None:
+        with safemigrate.healing(tell=told.append):
+            collide()
+
+    told: list[Any] = []
+    with pytest.raises(IntegrityError) as raised:
+        collide_while_healing()
+    moved = {each.using for each in told if isinstance(each, safemigrate.Resync)}
+    assert moved == {"default"}
+    assert "resyncsequences --check" in note_of(raised.value)
 
 
 def test_using_one_alias_only(groups: None) -> None:
@@ -215,6 +270,29 @@ def test_autocommit_off_is_left_alone(groups: None, monkeypatch: pytest.MonkeyPa
     assert report.resyncs == []
     monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", True)
     assert next_value("auth_group_id_seq") == 2
+
+
+def test_a_project_may_read_numbers_as_floats(groups: None) -> None:
+    """As psycopg2's documentation shows."""
+    connection.ensure_connection()
+    if is_psycopg3:
+        from psycopg.types.numeric import FloatLoader
+
+        connection.connection.adapters.register_loader("numeric", FloatLoader)
+    else:
+        from psycopg2 import extensions
+
+        numbers = extensions.DECIMAL.values
+        as_float = extensions.new_type(numbers, "FLOAT", lambda text, _: text and float(text))
+        extensions.register_type(as_float, connection.connection)
+    assert isinstance(value("SELECT 1.5"), float)
+    with safemigrate.healing() as report:
+        Group.objects.create(name="new")
+        Group.objects.create(pk=9, name="nine")
+        Group.objects.create(name="newer")
+    assert [each.after for each in report.resyncs] == [4]
+    assert report.notes == []
+    connection.close()
 
 
 def test_a_mirror_is_told_of_once(groups: None) -> None:
@@ -280,6 +358,21 @@ def test_a_table_that_is_locked_during_the_sweep_is_checked_later(groups: None) 
         Group.objects.create(name="new")
     assert [each.after for each in report.resyncs] == [4]
     assert Group.objects.get(name="new").pk == 4
+
+
+def test_locked_tables_of_one_name_are_each_checked(database: str) -> None:
+    for schema in ("one", "two"):
+        execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.tag (id serial PRIMARY KEY)")
+        execute(f"INSERT INTO {schema}.tag VALUES (1)")
+    with ExitStack() as stack:
+        stack.enter_context(binding("other", database))
+        with transaction.atomic(using="other"), connections["other"].cursor() as cursor:
+            cursor.execute("LOCK one.tag, two.tag IN ACCESS EXCLUSIVE MODE")
+            report = stack.enter_context(safemigrate.healing("default"))
+        with transaction.atomic():
+            execute("INSERT INTO one.tag DEFAULT VALUES")
+            execute("INSERT INTO two.tag DEFAULT VALUES")
+    assert [each.schema for each in report.resyncs] == ["one", "two"]
 
 
 def test_a_connection_that_is_lost_is_lost(groups: None) -> None:

@@ -27,6 +27,7 @@ from tests.support.locks import (
     holders,
     is_free,
     logged_in_as,
+    planned,
     quiet,
     terminate,
     unwatched,
@@ -122,6 +123,7 @@ def test_another_vendor_has_no_lock() -> None:
 def test_the_lock_can_be_taken_within_a_transaction() -> None:
     with transaction.atomic(), migration_lock(connection, patience=0, tell=quiet) as held:
         assert held.taken
+        planned()
         assert value(INTERVAL) == unwatched()
     assert not held.lost
 
@@ -139,6 +141,7 @@ def test_the_name_follows_a_connection_opened_anew() -> None:
 def test_while_waiting_the_migrating_connection_is_given_back() -> None:
     code = f"""
 with migration_lock(connection, patience=60, tell=say), connection.cursor() as cursor:
+    planned()
     cursor.execute("SELECT pg_backend_pid()")
     (pid,) = cursor.fetchone()
     cursor.execute("{INTERVAL}")
@@ -213,6 +216,7 @@ def test_a_dead_holder_makes_way_and_its_statement_does_not_commit(by: signal.Si
     execute("CREATE TABLE spoils (id int)")
     code = """
 with migration_lock(connection, patience=0, tell=tell), connection.cursor() as cursor:
+    planned()
     cursor.execute("INSERT INTO spoils SELECT 1 FROM pg_sleep(6)")
 """
     with running(code) as holder:

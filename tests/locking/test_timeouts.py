@@ -503,3 +503,15 @@ def test_ctrl_c_leaves_nothing_behind(shop: Project, blocker: Blocker) -> None:
     assert not connection.in_atomic_block
     assert not connection.execute_wrappers
     assert value("SHOW lock_timeout") == "0"
+
+
+def test_a_migration_that_removes_all_wrappers(shop: Project) -> None:
+    shop.migration(run_python(lambda apps, editor: connection.execute_wrappers.clear()))
+    migrate(shop)
+    assert recorded() == 1
+
+
+def test_a_long_patience_is_within_what_the_server_takes(shop: Project) -> None:
+    shop.migration(sql("CREATE INDEX CONCURRENTLY thing_id ON thing (id)"), atomic=False)
+    migrate(shop, lock_patience=10_000_000)
+    assert recorded() == 1

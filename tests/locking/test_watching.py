@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, migrations, transaction
+from django.db.models.signals import pre_migrate
 
 from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.watching import watching
+from safemigrate.signals import receiving
 from tests.support.databases import value
-from tests.support.locks import INTERVAL, quiet, unwatched, watched
+from tests.support.locks import INTERVAL, planned, quiet, recorded, unwatched, watched
 from tests.support.runs import run
 from tests.support.servers import needs
+
+if TYPE_CHECKING:
+    from tests.support.project import Project
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -20,6 +25,8 @@ pytestmark = pytest.mark.usefixtures("database")
 def test_the_migrating_session_is_watched_for_the_length_of_the_run() -> None:
     assert value(INTERVAL) == unwatched()
     with migration_lock(connection, patience=0, tell=quiet):
+        assert value(INTERVAL) == unwatched()
+        planned()
         assert value(INTERVAL) == watched()
         connection.close()
         assert value(INTERVAL) == watched()
@@ -32,23 +39,36 @@ def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) ->
     needs(14, "client_connection_check_interval")
     connection.close()
     options["options"] = "-c client_connection_check_interval=2000"
-    with watching(connection, at_once=True):
+    with watching(connection):
+        planned()
         assert value(INTERVAL) == "2s"
     assert value(INTERVAL) == "2s"
 
 
 def test_in_a_transaction_nothing_is_sent() -> None:
-    with transaction.atomic(), watching(connection, at_once=True):
+    with transaction.atomic(), watching(connection):
+        planned()
         assert value(INTERVAL) == unwatched()
     connection.set_autocommit(False)
-    with watching(connection, at_once=True):
+    with watching(connection):
+        planned()
         assert value(INTERVAL) == unwatched()
     connection.rollback()
     connection.set_autocommit(True)
 
 
+def test_a_receiver_may_close_the_connection(project: Project) -> None:
+    """As django.db.close_old_connections() does."""
+    project.migration(migrations.RunSQL("SELECT 1"))
+    close = receiving(pre_migrate, lambda **_: connection.close())
+    with close:
+        project.migrate(command="safemigrate", lock_timeout=1)
+    assert recorded() == 1
+
+
 def test_a_session_that_died_meanwhile_is_no_crash() -> None:
-    with watching(connection, at_once=True):
+    with watching(connection):
+        planned()
         pid = value("SELECT pg_backend_pid()")
         run(f"connection.cursor().execute('SELECT pg_terminate_backend({pid})')")
     connection.close()

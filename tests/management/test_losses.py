@@ -11,7 +11,7 @@ import pytest
 from django.apps import apps
 from django.core.checks import run_checks
 from django.core.management import CommandError
-from django.db import connections
+from django.db import connections, transaction
 
 from safemigrate.checks import check_losses
 from tests.support.databases import binding, execute, value
@@ -62,6 +62,16 @@ def test_restore(lost: None) -> None:
     assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 8
     execute("ALTER TABLE auth_user_groups ADD PRIMARY KEY (id)")
     assert resyncsequences("--restore-defaults") == "8 sequences feed a key: 8 in sync.\n"
+
+
+def test_no_restore_within_a_transaction(lost: None) -> None:
+    """It would keep our settings, or might never be committed."""
+    before = value("SHOW search_path"), value("SHOW lock_timeout")
+    with transaction.atomic():
+        printed = resyncsequences("--restore-defaults", status=1)
+        assert (value("SHOW search_path"), value("SHOW lock_timeout")) == before
+    assert "not restored" in printed
+    assert not value(IS_IDENTITY, ["auth_group"])
 
 
 def test_restore_of_an_app(lost: None) -> None:

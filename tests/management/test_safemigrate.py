@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.support.databases import (
 )
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
+from tests.support.runs import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,6 +327,32 @@ def test_lines_are_held_back_until_the_line_has_ended() -> None:
     lines.end()
     lines.end()
     assert out.getvalue() == ("at once\n  Applying... OK\nlater\nbroken off\nat the end\n")
+
+
+def test_a_name_that_stdout_can_not_encode_is_escaped(shop_to_do: Project) -> None:
+    execute('CREATE TABLE "Ωmega" (id serial PRIMARY KEY); INSERT INTO "Ωmega" VALUES (1)')
+    written = io.BytesIO()
+    out = io.TextIOWrapper(written, encoding="latin-1")
+    call_command("safemigrate", stdout=out)
+    out.flush()
+    assert rb"Resynced public.\u03a9mega_id_seq from 1 to 2" in written.getvalue()
+
+
+def test_lines_of_two_threads_are_written_once() -> None:
+    out = io.StringIO()
+    lines = Lines(out)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def tell() -> None:
+        for _ in range(5_000):
+            lines.tell_line("told")
+
+    try:
+        in_threads(2, tell)
+    finally:
+        sys.setswitchinterval(interval)
+    assert out.getvalue().count("told\n") == 10_000
 
 
 def test_help_has_every_option_of_migrate_and_a_heading_for_ours() -> None:

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import modify_settings
 
-from safemigrate.sequences.expected import losses, percent_used, restore
+from safemigrate.sequences.expected import losses, restore
 from safemigrate.sequences.needs import Loss, Need, needs_of_apps
 from safemigrate.sequences.scope import all_schemas, current_schemas, feeds_in
 from safemigrate.sequences.sweep import survey
@@ -429,14 +429,14 @@ def test_percent_used(database: str, column: str, sequence: str, last: int, perc
     execute(f"CREATE TABLE t (id {column} PRIMARY KEY)")
     if sequence:
         execute(f"ALTER SEQUENCE t_id_seq {sequence}")
-    assert percent_used(first_finding()) == 0
+    assert first_finding().percent_used == 0
     execute(f"SELECT setval('t_id_seq', {last})")
-    assert percent_used(first_finding()) == percent
+    assert first_finding().percent_used == percent
     execute("ALTER SEQUENCE t_id_seq RESTART")
     execute(f"INSERT INTO t VALUES ({last})")
-    assert percent_used(first_finding()) == percent
+    assert first_finding().percent_used == percent
 
 
 def test_percent_used_of_what_could_not_be_read(database: str) -> None:
     execute("CREATE SEQUENCE s; CREATE TABLE t (id text DEFAULT nextval('s') PRIMARY KEY)")
-    assert percent_used(first_finding()) is None
+    assert first_finding().percent_used is None

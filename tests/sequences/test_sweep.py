@@ -110,6 +110,13 @@ def test_few_statements(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sent) <= 12
 
 
+def test_a_copy_without_its_key_may_hold_any_number(database: str) -> None:
+    tables(1)
+    execute("CREATE TABLE old (LIKE t0 INCLUDING DEFAULTS)")
+    execute("INSERT INTO old (id) VALUES (90000)")
+    assert statuses() == {}
+
+
 def test_only_the_schemas_asked_for(database: str) -> None:
     execute(
         "CREATE SCHEMA a; CREATE TABLE a.t (id serial PRIMARY KEY); INSERT INTO a.t VALUES (7);"

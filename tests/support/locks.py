@@ -7,6 +7,7 @@ from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 from django.db import connection, connections, migrations, models
+from django.db.models.signals import pre_migrate
 
 from safemigrate.locking.lock import LockError, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
@@ -28,6 +29,11 @@ SELECT pid, application_name
 """
 # Empty before PostgreSQL 14, which has no such setting.
 INTERVAL = "SELECT coalesce(current_setting('client_connection_check_interval', true), '')"
+
+
+def planned() -> None:
+    """Do what ``migrate`` does once it has a plan."""
+    pre_migrate.send(None, using="default", plan=[("a migration", False)])
 
 
 def quiet(text: str) -> None:

@@ -32,6 +32,7 @@ settings.configure(DATABASES={"default": json.loads(os.environ["TEST_DATABASE"])
 django.setup()
 from django.db import connection
 from safemigrate.locking.lock import LockTimeoutError, migration_lock
+from tests.support.locks import planned
 def tell(text): print(text, file=sys.stderr, flush=True)
 def say(text): print(text, flush=True)
 """

@@ -28,7 +28,6 @@ from safemigrate.sequences.scope import (
     current_schemas,
     feeds_in,
     feeds_of,
-    feeds_of_tables,
     place_of,
     schemas_with_names,
     tables_of_app,
@@ -183,7 +182,7 @@ class Command(BaseCommand):
 
     def _feeds(self, connection: BaseDatabaseWrapper) -> list[list[Feed]]:
         if self.labels:
-            return feeds_of_tables(connection, self._tables_of_apps(connection))
+            return feeds_in(connection, tables=self._tables_of_apps(connection))
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 return feeds_of(connection, tables)

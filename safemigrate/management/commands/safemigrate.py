@@ -19,9 +19,9 @@ from django.core.management.color import no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.heal.block import Note, Resync, healing_migrate
+from safemigrate.heal.block import healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
-from safemigrate.locking.lock import LockError, MigrationLock, migration_lock
+from safemigrate.locking.lock import LockError, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.jsonreport import recording
@@ -30,6 +30,7 @@ from safemigrate.management.output import Lines
 from safemigrate.management.preflight import requiring_record
 from safemigrate.management.progress import saying_if_slow
 from safemigrate.management.unrecorded import explaining_unrecorded
+from safemigrate.report import Resync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.report import LockWait
+    from safemigrate.locking.lock import MigrationLock
+    from safemigrate.report import LockWait, Note
 
 # A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
@@ -278,24 +280,19 @@ class Command(BaseCommand):
         if not choices.lock:
             yield
             return
-        mine = MigrationLock(taken=False)
+        mine: MigrationLock | None = None
         try:
             with ExitStack() as stack:
                 with self.record.waiting("migration lock", self._tell_waiting) as tell:
                     mine = stack.enter_context(
-                        migration_lock(
-                            connection,
-                            patience=choices.lock_wait,
-                            tell=tell,
-                            watches_at_once=False,
-                        )
+                        migration_lock(connection, patience=choices.lock_wait, tell=tell)
                     )
                 stack.enter_context(checking_lock(connection, mine, self._note))
                 yield
         except LockError as error:
             raise CommandError(str(error)) from error
         finally:
-            if mine.lost:
+            if mine and mine.lost:
                 self._note(
                     "The migration lock was lost during the run: another run may have migrated at "
                     "the same time."
@@ -304,6 +301,7 @@ class Command(BaseCommand):
     @contextmanager
     def _healing(self, choices: _Choices) -> Iterator[None]:
         is_nested = _is_running.get()
+        process = os.getpid()
         running = _is_running.set(True)
         report = self.record.report
         report.tell = None if is_nested else self._tell
@@ -319,7 +317,8 @@ class Command(BaseCommand):
                 yield
         finally:
             _is_running.reset(running)
-            if report.resyncs and self.verbosity >= 1 and not is_nested:
+            is_forked = os.getpid() != process  # a child that has left the run
+            if report.resyncs and self.verbosity >= 1 and not (is_nested or is_forked):
                 self.lines.tell_line(self.style.MIGRATE_HEADING(_summary(report.resyncs)))
 
     def _sweeping(self) -> AbstractContextManager[None]:
