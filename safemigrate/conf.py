@@ -38,7 +38,8 @@ def lock_timeout() -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
         raise ImproperlyConfigured(
-            f"SAFEMIGRATE_LOCK_TIMEOUT must be None or a number above 0, not {value!r}."
+            "SAFEMIGRATE_LOCK_TIMEOUT must be None or a number above 0 and below 1000000, "
+            f"not {value!r}."
         )
     return float(value)
 

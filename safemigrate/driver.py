@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import contextmanager, suppress
-from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error, InterfaceError, OperationalError
@@ -118,7 +118,8 @@ def deadline(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
     Neither driver has a client-side time limit for a statement.
     """
     with socket.socket(fileno=os.dup(connection.connection.fileno())) as ours:
-        timer = Timer(seconds, ours.shutdown, [socket.SHUT_RDWR])
+        longest = min(seconds, threading.TIMEOUT_MAX)
+        timer = threading.Timer(longest, ours.shutdown, [socket.SHUT_RDWR])
         timer.daemon = True
         timer.start()
         try:

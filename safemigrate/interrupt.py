@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A signal may come just before a statement is sent.
 CANCEL_EVERY = 0.1
+# What SIGTERM does not end within so many seconds waits for a server that does not answer.
+PATIENCE = 5.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -45,6 +47,7 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
     if not is_ours:
         yield
         return
+    _has_ended.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with _Canceller(connection) if driver.waits_in_c(connection) else nullcontext():
@@ -54,7 +57,11 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+_has_ended = threading.Event()
+
+
 def _terminate(signum: int, frame: Any) -> None:
+    _has_ended.set()
     raise Terminated
 
 
@@ -102,6 +109,12 @@ _fork = _Fork()
 os.register_at_fork(before=_fork.before, after_in_child=_fork.in_child, after_in_parent=_fork.end)
 
 
+def _end_in_time() -> None:
+    """End as without a handler where none is run: psycopg2 connects in C, for minutes maybe."""
+    if not _has_ended.wait(PATIENCE):
+        os._exit(Terminated.status)
+
+
 class _Canceller:
     """A thread that, on a signal, cancels the statement that the main thread is waiting for.
 
@@ -131,6 +144,8 @@ class _Canceller:
     def _wait(self) -> None:
         while heard := self.ours.recv(1):
             if heard[0] in HANDLERS and signal.getsignal(heard[0]) is HANDLERS[heard[0]]:
+                if heard[0] == signal.SIGTERM:
+                    threading.Thread(target=_end_in_time, daemon=True).start()
                 self._cancel()
 
     def _cancel(self) -> None:

@@ -64,6 +64,8 @@ class LockWait:
 
     def __str__(self) -> str:
         wanted = f"{self.mode} on {self.relation}" if self.relation else "a transaction to end"
+        if not self.relation and self.mode not in ("ShareLock", ""):
+            wanted = f"{self.mode} on what is no table"
         age = self.transaction_age
         known = (
             self.role and f"role {self.role}",
@@ -128,7 +130,7 @@ class Audience:
     def __init__(self, using: str) -> None:
         self.using = using
         self.reports: list[Report] = []
-        self._noted: set[str] = set()
+        self._noted: set[tuple[str, bool]] = set()
 
     def tell_of(
         self, finding: Finding, *, is_retried: bool = False, is_expected: bool = False
@@ -166,8 +168,8 @@ class Audience:
     def note(self, text: str, *, is_fatal: bool = False, is_expected: bool = False) -> None:
         """Report, once, what was found and left as it is."""
         text = printable(text)
-        if text not in self._noted:
-            self._noted.add(text)
+        if (text, is_expected) not in self._noted:
+            self._noted.add((text, is_expected))
             level = logging.INFO if is_expected else logging.WARNING
             logger.log(level, "%s", text, extra={"using": self.using})
             self._add(Note(self.using, text, is_fatal=is_fatal, is_expected=is_expected))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -127,6 +128,33 @@ def test_ctrl_c_cancels_what_runs(tmp_path: Path, where: str) -> None:
     assert error.endswith("KeyboardInterrupt\n")
     assert "During handling" not in error
     nothing_is_left()
+
+
+@pytest.mark.parametrize("command", ["safemigrate", "resyncsequences"])
+def test_sigterm_ends_a_run_that_waits_for_a_connection(tmp_path: Path, command: str) -> None:
+    """psycopg2 waits in C for a server that says nothing."""
+    Site(tmp_path).write(settings="")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(LONG)
+        database = {
+            **connection.settings_dict,
+            "HOST": "127.0.0.1",
+            "PORT": silent.getsockname()[1],
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "django", command],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "settings",
+                "PYTHONPATH": f"{tmp_path}:{ROOT}",
+                "TEST_DATABASE": json.dumps(database, default=str),
+            },
+        ) as process:
+            accepted, _ = silent.accept()
+            process.terminate()
+            assert process.wait(LONG) == 143
+            accepted.close()
 
 
 # --- Doing nothing

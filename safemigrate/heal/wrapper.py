@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from safemigrate.sequences.state import Finding
+
     from .statements import Heads, Write
 
     Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -41,6 +43,8 @@ class Wrapper:
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
         self._swept: set[str] = set()
+        # What the sweep left behind, by the tables' unqualified names: told where it matters.
+        self._left: dict[str, Finding] = {}
 
     def __call__(
         self,
@@ -61,6 +65,9 @@ class Wrapper:
             if heads.inserts or heads.updates:
                 count = None if many else context["cursor"].rowcount
                 self._disturbed.learn(heads.inserts, heads.updates, count)
+            for insert in heads.inserts if self._left else ():
+                if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
+                    self.audience.tell_of(left)
             return result
         failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
         if not driver.is_idle(self.connection):
@@ -99,6 +106,8 @@ class Wrapper:
                 for finding in findings:
                     self.audience.tell_of(finding, is_expected=self._move)
                     keys, status = finding.sequence.keys, finding.status
+                    if finding.is_behind and finding.moved_to is None:
+                        self._left |= dict.fromkeys((key.table for key in keys), finding)
                     # What is too large to be read is read once an index has made it unique.
                     may_become_unique = not all(key.is_unique for key in keys)
                     if status == "unknown" or (status == "not judged" and may_become_unique):

@@ -19,7 +19,8 @@ NAME = re.compile(
 )
 
 # Of other roles' sessions, everyone sees the role and the application's name, and nothing else. The
-# name may be anybody's, and the pid in it a pooler's: so the backend must be in our database.
+# name may be anybody's, and the pid in it a pooler's: so the backend must be in our database, and
+# the same role's.
 WHO_HOLDS_IT = """
 SELECT session.pid,
        session.usename AS role,
@@ -39,6 +40,7 @@ SELECT session.pid,
     ON session.pid = lock.pid
   LEFT JOIN pg_catalog.pg_stat_activity AS worker
     ON worker.datid = lock.database
+   AND worker.usesysid = session.usesysid
    AND worker.pid::pg_catalog.text = pg_catalog.split_part(session.application_name, ' ', 3)
  WHERE lock.locktype = 'advisory'
    AND lock.granted

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 TELL_EVERY = 15.0
 LONGEST_PAUSE = 3.0
 LONGEST_ATTEMPT = 10
-# libpq takes anything less for two seconds.
+# libpq takes anything less for two seconds, and nothing that is no integer of C.
 SHORTEST_ATTEMPT = 2
+LONGEST_TIMEOUT = 1_000_000
 # Options that are about the driver's objects, and not about how to reach the server.
 NOT_FOR_A_TWIN = (
     "connection_factory",
@@ -44,13 +45,14 @@ def wait_for_database(
     connection: BaseDatabaseWrapper, *, patience: float, tell: Callable[[str], None]
 ) -> None:
     """
-    Return once the database answers. With a patience of 0 seconds it is not asked at all.
+    Return once the database answers. With a patience of 0 seconds it is not asked at all, nor
+    where the settings name none.
 
     Every OperationalError on connecting is retried, even a wrong password: the drivers give no
     SQLSTATE for it, its text is in the server's language, and a server that is being set up may
     refuse what it accepts a moment later. When the patience runs out, the last error is raised.
     """
-    if patience <= 0:
+    if patience <= 0 or connection.vendor == "unknown":
         return
     probe = twin(connection)
     end = monotonic() + patience
@@ -100,7 +102,7 @@ def dial(wrapper: BaseDatabaseWrapper, *, patience: float | None = None) -> Any:
     """
     if patience is not None:
         options = wrapper.settings_dict["OPTIONS"]
-        seconds = max(math.ceil(patience), SHORTEST_ATTEMPT)
+        seconds = min(max(math.ceil(patience), SHORTEST_ATTEMPT), LONGEST_TIMEOUT)
         options["connect_timeout"] = min(int(options.get("connect_timeout") or seconds), seconds)
     with wrapper.wrap_database_errors:
         wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())

@@ -14,7 +14,7 @@ from django.core.management.base import CommandError
 
 from safemigrate.interrupt import Terminated
 from safemigrate.printing import one_line
-from safemigrate.report import Note, Report, logger
+from safemigrate.report import Note, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,7 +91,9 @@ def _exit_status(error: BaseException | None) -> int:
 
 
 @contextmanager
-def recording(file: str | None, database: str) -> Iterator[Record]:
+def recording(
+    file: str | None, database: str, tell_note: Callable[[str], None]
+) -> Iterator[Record]:
     """Give a record of the block, and write it to ``file``, if there is one, however it ends.
 
     Raises CommandError, before anything is done, for a file that can't be written to.
@@ -101,9 +103,9 @@ def recording(file: str | None, database: str) -> Iterator[Record]:
     try:
         yield record
     except BaseException as error:
-        _write(record.document(error), stream)
+        _write(record.document(error), stream, tell_note)
         raise
-    _write(record.document(None), stream)
+    _write(record.document(None), stream, tell_note)
 
 
 def _opened(file: str) -> TextIO:
@@ -113,7 +115,9 @@ def _opened(file: str) -> TextIO:
         raise CommandError(f"The report can't be written to {file}: {error.strerror}.") from error
 
 
-def _write(document: dict[str, Any], stream: TextIO | None) -> None:
+def _write(
+    document: dict[str, Any], stream: TextIO | None, tell_note: Callable[[str], None]
+) -> None:
     """Write the document and close the stream; the run is over, whatever comes of that."""
     if stream is not None:
         try:
@@ -122,4 +126,4 @@ def _write(document: dict[str, Any], stream: TextIO | None) -> None:
         except BrokenPipeError:
             pass  # whoever was to read it has gone
         except OSError as error:
-            logger.warning("The report could not be written: %s", error)
+            tell_note(f"The report could not be written: {error.strerror}.")

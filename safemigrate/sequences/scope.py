@@ -42,6 +42,11 @@ PLACE = """
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = %s
 """
+IS_TABLE = """
+    SELECT c.oid
+    FROM pg_catalog.pg_class AS c
+    WHERE c.oid = %s AND c.relkind IN ('r', 'p', 'v', 'f')
+"""
 TABLES = """
     SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
     FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS t
@@ -143,7 +148,7 @@ def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor,
     quoted = name.replace('"', '""')
     for text in (f'"{quoted}"', name):
         with checking_table(connection, text) as (cursor, oid):
-            if oid is not None:
+            if oid is not None and cursor.row(IS_TABLE, [oid]):
                 yield cursor, oid
                 return
     raise LookupError(f"There is no table {name!r}.")

@@ -108,6 +108,17 @@ def test_without_healing_the_sequence_is_named(groups: None) -> None:
     )
 
 
+def test_what_was_left_alone_is_a_warning_once_it_matters(groups: None) -> None:
+    """Rows that give way to others are lost without an error."""
+    execute("INSERT INTO auth_group VALUES (2147483000, 'largest')")
+    with safemigrate.healing() as report:
+        assert [note.is_expected for note in report.notes] == [True]
+        for _ in range(2):
+            execute("INSERT INTO auth_group (name) VALUES ('new') ON CONFLICT DO NOTHING")
+        assert [note.is_expected for note in report.notes] == [True, False]
+    assert "auth_group_id_seq is behind" in report.notes[1].text
+
+
 def test_retries_come_to_an_end(groups: None) -> None:
     attempts: list[str] = []
 

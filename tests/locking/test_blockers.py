@@ -21,6 +21,16 @@ def test_literals_and_escapes_are_not_shown() -> None:
     assert "SELECT" in told
 
 
+def test_what_is_waited_for() -> None:
+    def told(**wait: str) -> str:
+        return str(lock_wait("default", row(**wait))).partition(",")[0]
+
+    assert told(relation="") == "Waiting for a transaction to end"
+    assert (
+        told(mode="ExclusiveLock", relation="") == "Waiting for ExclusiveLock on what is no table"
+    )
+
+
 def test_what_may_not_be_seen_is_left_out() -> None:
     told = lock_wait("default", row(role="", transaction_age=None, state="", query=""))
     assert str(told) == "Waiting for ShareLock on thing, blocked by pid 7, application shell"

@@ -101,6 +101,27 @@ except LockTimeoutError as error:
     assert "pg_terminate_backend" not in text
 
 
+def test_a_session_of_another_role_is_not_to_be_ended(role: str) -> None:
+    """A holder may give itself any name."""
+    code = """
+with connection.cursor() as cursor:
+    cursor.execute("SET application_name = 'safemigrate 1_abcdef12 {} vm'")
+    cursor.execute({!r}, [{}])
+    say("taken")
+    sys.stdin.read()
+"""
+    code = code.format(value("SELECT pg_backend_pid()"), SQUAT.replace("_xact", ""), KEY)
+    with running(code, USER=role, PASSWORD="x") as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "taken\n"
+        with (
+            pytest.raises(LockTimeoutError, match="end process 1 on vm") as raised,
+            migration_lock(connection, patience=0, tell=quiet),
+        ):
+            pytest.fail("it was taken")
+    assert "pg_terminate_backend" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("sql", "shown"),
     [

@@ -88,7 +88,7 @@ def test_a_roles_own_setting_is_restored() -> None:
     assert value("SHOW lock_timeout") == "7s"
 
 
-@pytest.mark.parametrize("given", [0, -1, "1", True])
+@pytest.mark.parametrize("given", [0, -1, "1", True, float("inf"), float("nan"), 3_000_000])
 def test_a_setting_that_makes_no_sense(given: Any) -> None:
     with override_settings(SAFEMIGRATE_LOCK_TIMEOUT=given), pytest.raises(CommandError):
         call_command("safemigrate")

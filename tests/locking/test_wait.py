@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
+from django.db.backends.dummy.base import DatabaseWrapper as NoDatabase
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
@@ -188,6 +189,17 @@ def test_a_waiter_survives_the_servers_restart(server: Server) -> None:
 
 def test_without_patience_nobody_asks() -> None:
     wait_for_database(changed(NAME=MISSING), patience=0, tell=pytest.fail)
+
+
+def test_without_a_database_nobody_asks() -> None:
+    """Django's own error says so, once it is needed."""
+    wait_for_database(NoDatabase({}, "none"), patience=LONG, tell=pytest.fail)
+
+
+def test_a_long_patience_is_within_what_the_driver_takes(database: str) -> None:
+    wait_for_database(connection, patience=99_999_999_999, tell=pytest.fail)
+    with migration_lock(connection, patience=99_999_999_999, tell=pytest.fail) as held:
+        assert held.taken
 
 
 def test_a_database_that_is_there_is_left_as_it_is(database: str) -> None:

@@ -211,6 +211,7 @@ def test_database(tables: None, other_database: str) -> None:
         (["auth", "--all-schemas"], "Give either app labels or tables or schemas"),
         (["--table", "ill", "--table", "nosuch"], "There is no table 'nosuch'"),
         (["--table", "two words"], "There is no table 'two words'"),
+        (["--table", "ill_id_seq"], "There is no table 'ill_id_seq'"),
         (["--table", "ill", "--all-schemas"], "not allowed with argument"),
         (["--schema", "public", "--all-schemas"], "not allowed with argument"),
         (["--json", "--dry-run"], "not allowed with argument"),

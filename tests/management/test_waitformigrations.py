@@ -14,7 +14,7 @@ from django.db import ProgrammingError, connection, connections, models
 from django.db import migrations as django_migrations
 from django.test import override_settings
 
-from tests.support.databases import Databases, binding, execute, value
+from tests.support.databases import Databases, binding, execute, locked, value
 from tests.support.locks import HERE
 
 if TYPE_CHECKING:
@@ -142,6 +142,15 @@ def test_says_why_when_time_is_over_without_a_database(project: Project) -> None
         pytest.raises(CommandError, match=r'Gave up after 0 s: database "default": .*not_there'),
     ):
         wait(timeout=0)
+
+
+def test_a_locked_table_does_not_outlast_the_timeout(project: Project) -> None:
+    project.migrate()
+    with (
+        locked("django_migrations"),
+        pytest.raises(CommandError, match="Gave up after 1 s: database"),
+    ):
+        wait(timeout=1)
 
 
 def test_is_silent_at_verbosity_0(project: Project) -> None:

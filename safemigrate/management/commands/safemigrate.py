@@ -57,13 +57,13 @@ def whole_number(value: object) -> int:
 
 
 def seconds(value: object) -> float:
-    """Convert an option's value to a number above 0; raises ArgumentTypeError."""
+    """Convert an option's value to a number of seconds; raises ArgumentTypeError."""
     try:
         number = float(str(value))
     except ValueError:
         number = 0.0
     if not 0 < number < 1_000_000:
-        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0, below 1000000")
     return number
 
 
@@ -206,7 +206,7 @@ class Command(BaseCommand):
             alias = options.get("database") or DEFAULT_DB_ALIAS
             with (
                 self._listening(options),
-                recording(own.get("json_report"), alias) as self.record,
+                recording(own.get("json_report"), alias, self._tell_note) as self.record,
             ):
                 return self._run(_Choices.of(own), args, options)
         except Terminated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -22,11 +23,20 @@ from tenacity import (
     wait_random,
 )
 
-from safemigrate.driver import sqlstate
-from safemigrate.locking.wait import LONGEST_ATTEMPT, Telling, first_line, twin, within
+from safemigrate.driver import deadline, sqlstate
+from safemigrate.locking.wait import (
+    LONGEST_ATTEMPT,
+    SHORTEST_ATTEMPT,
+    Telling,
+    first_line,
+    twin,
+    within,
+)
 from safemigrate.management.commands.safemigrate import whole_number
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from django.db.backends.base.base import BaseDatabaseWrapper
     from tenacity import RetryCallState
 
@@ -72,18 +82,22 @@ class Wanted:
 
 
 class Applied:
-    """The recorded migrations, read over a connection that is reopened when it breaks."""
+    """The recorded migrations, read over a connection that is reopened when it breaks.
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+    No attempt outlasts ``timeout`` seconds by much: a firewall may drop packets, and somebody may
+    lock the table.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper, timeout: int) -> None:
         self._connection = twin(connection)
+        self._longest = max(SHORTEST_ATTEMPT, min(timeout, LONGEST_ATTEMPT))
         if connection.vendor == "postgresql":
-            # If a firewall drops packets, one attempt could outlast the timeout.
-            self._connection.settings_dict["OPTIONS"].setdefault("connect_timeout", LONGEST_ATTEMPT)
+            self._connection.settings_dict["OPTIONS"].setdefault("connect_timeout", self._longest)
 
     def read(self) -> set[Key]:
         """Return the recorded migrations: none if the table does not exist yet."""
         try:
-            with self._connection.cursor() as cursor:
+            with self._connection.cursor() as cursor, self._limited():
                 cursor.execute(APPLIED)
                 return set(cursor.fetchall())
         except ProgrammingError as error:
@@ -93,6 +107,11 @@ class Applied:
         except (OperationalError, InterfaceError):
             self._connection.close()
             raise
+
+    def _limited(self) -> AbstractContextManager[None]:
+        if self._connection.vendor == "postgresql":
+            return deadline(self._connection, self._longest)
+        return nullcontext()
 
     def close(self) -> None:
         self._connection.close()
@@ -143,7 +162,7 @@ class Command(BaseCommand):
         self.alias = database
         self.timeout = timeout
         wanted = Wanted()
-        applied = Applied(connections[database])
+        applied = Applied(connections[database], timeout)
         try:
             self._retrying(interval)(lambda: wanted.missing(applied.read()))
         finally:
