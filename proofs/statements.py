@@ -191,10 +191,14 @@ def _literals(chance: random.Random) -> str:
 
 
 def covers(read: Target, written: Target) -> bool:
-    """Tell whether what was read names all that is written; fields of composites may be added."""
-    *table, columns = read
-    *same_table, wanted = written
-    return table == same_table and (columns is None or (wanted is not None and columns >= wanted))
+    """Tell whether what was read names all that is written; fields of composites may be added.
+
+    An INSERT of any column says as much as an UPDATE, as of a MERGE.
+    """
+    kind, table, columns = read
+    same_kind, same_table, wanted = written
+    is_within = columns is None or (kind == same_kind and wanted is not None and columns >= wanted)
+    return table == same_table and is_within
 
 
 class Judge:

@@ -11,6 +11,7 @@ import re
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
 GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 VERB = re.compile(rf"{GAP}*\(*(?P<verb>[a-z]+)", re.IGNORECASE)
+SEVERAL = re.compile(r";\s*\S")
 
 
 def verb_of_one_statement(sql: str) -> str:
@@ -19,4 +20,4 @@ def verb_of_one_statement(sql: str) -> str:
     A semicolon says so, even in a literal: without one no COMMIT can follow.
     """
     start = VERB.match(sql)
-    return start["verb"].lower() if start and ";" not in sql.rstrip().removesuffix(";") else ""
+    return start["verb"].lower() if start and not SEVERAL.search(sql) else ""
