@@ -11,14 +11,14 @@ from django.db import IntegrityError, connections
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import chain
-from safemigrate.sequences.resync import has_lost_default, resync_constraint
+from safemigrate.sequences.recheck import has_lost_default, resync_constraint
 from safemigrate.sqltext import verb_of_one_statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.report import Audience
-    from safemigrate.sequences.resync import Feeding
+    from safemigrate.sequences.recheck import Feeding
 
 VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"

@@ -21,33 +21,6 @@ if TYPE_CHECKING:
 
     from .feeds import Feed
 
-# The columns of an index, those in its expressions too, and the trigger that may fill them.
-CONSTRAINT = """
-SELECT t.oid,
-       ARRAY (
-           SELECT a.attname::pg_catalog.text
-           FROM pg_catalog.pg_attribute AS a
-           WHERE a.attrelid = i.indrelid
-             AND (a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) OR EXISTS (
-                 SELECT FROM pg_catalog.pg_depend AS d
-                 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                   AND d.objid = i.indexrelid AND d.refobjid = i.indrelid
-                   AND d.refobjsubid = a.attnum))
-           ORDER BY a.attnum) AS columns,
-       EXISTS (
-           SELECT FROM pg_catalog.pg_trigger AS g
-           WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7) AS is_filled,
-       EXISTS (
-           SELECT FROM pg_catalog.pg_attrdef AS ad
-           WHERE ad.adrelid = t.oid
-             AND ad.adnum = ANY (i.indkey[0:i.indnkeyatts - 1])) AS is_computed
-FROM pg_catalog.pg_class AS t
-JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
-LEFT JOIN (pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid)
-  ON i.indrelid = t.oid AND ic.relname = %(constraint)s
-WHERE t.oid = %(oid)s OR (n.nspname = %(schema)s AND t.relname = %(table)s)
-"""
-
 # The planner evaluates, with the rights of whoever reads a table, what can be evaluated beforehand
 # of the expressions in its indexes, its extended statistics and its partition key. So the functions
 # in them must be the reader's own or a superuser's.
@@ -89,20 +62,6 @@ def code_of_others(members: str) -> str:
     """Return SQL for another role whose functions reading ``members``, or ``c``, could run."""
     return CODE_OF_OTHERS.format(members=members)
 
-
-# Whether a key column is left NULL because nothing fills it any more.
-IS_LOST = """
-SELECT NOT a.atthasdef AND a.attidentity = ''
-       AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')
-       AND EXISTS (
-           SELECT FROM pg_catalog.pg_index AS i
-           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnkeyatts = 1
-             AND i.indkey[0] = a.attnum) AS is_lost
-FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
-WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s
-"""
 
 # pg_subscription.oid is for superusers before PostgreSQL 14; its view of statistics is for all.
 DETAILS = f"""

@@ -1,39 +1,25 @@
-"""The one way to move a sequence past the keys it feeds, and when a run does it."""
+"""The one way to move a sequence past the keys it feeds."""
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from django.db import NotSupportedError, ProgrammingError
-
-from safemigrate import driver
-
-from .catalogue import CONSTRAINT, IS_LOST, sequences_of
-from .feeds import feeds_of_table
 from .sequence import Hinders, Obstacle
 from .state import (
-    SETTINGS,
     USUAL,
     WALK_WITHOUT_UPDATE,
     Finding,
     Terms,
     check,
-    checking,
     finding_of,
     state_query,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
     from safemigrate.driver import Cursor
 
-    from .sequence import Key, Place, Sequence
+    from .sequence import Sequence
 
 # A gap of this many values is walked with nextval(), which cannot move a sequence backward,
 # whatever other sessions do meanwhile. A wider one is jumped with setval(). Each of up to 32
@@ -144,181 +130,3 @@ def _blocked(finding: Finding) -> Finding:
     return Finding(
         finding.sequence, finding.next_value, finding.largest, finding.target, obstacle=obstacle
     )
-
-
-# --- in a run -------------------------------------------------------------------------------------
-
-RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
-# The key that is met first from the next value on, in the sequence's own direction.
-NEAREST = """(
-    SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
-    FROM ONLY {table}
-    WHERE {column} {at_least} {next_value})"""
-
-
-@contextmanager
-def checking_table(
-    connection: BaseDatabaseWrapper, table: str
-) -> Iterator[tuple[Cursor, int | None]]:
-    """Give a cursor for checks and the oid of ``table``, looked up as a statement would."""
-    with driver.aside(connection) as cursor:
-        try:
-            oid = cursor.row(RESOLVE, [table]).oid
-        except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
-            yield cursor, None
-            return
-        cursor.execute(SETTINGS, [None])
-        yield cursor, oid
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """What a check in the middle of a run found of the sequences that feed one table.
-
-    ``columns`` are those that they feed. ``free`` is how many values can be drawn until one is
-    taken already, None where there is no end in sight.
-    """
-
-    columns: frozenset[str]
-    findings: list[Finding]
-    free: int | None
-
-
-def recheck(
-    connection: BaseDatabaseWrapper,
-    table: str,
-    *,
-    given: frozenset[str] = frozenset(),
-    is_unchecked: bool = False,
-) -> Recheck | None:
-    """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
-
-    Those are the ones that feed other columns than ``given``. One whose next value is taken is
-    resynced. Where the table ``is_unchecked``, every sequence that is behind is. Waits for the
-    table's lock as long as the INSERT would. Returns None where there is no such table, or no
-    sequence feeds it.
-    """
-    with checking_table(connection, table) as (cursor, oid):
-        if oid is None:
-            return None
-        feeds, own = feeds_of_table(cursor, oid)
-        sequences = sequences_of(cursor, feeds)
-        fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
-        found = [
-            (resync(cursor, each), None) if is_unchecked else _resync_if_taken(cursor, each, own)
-            for each, columns in zip(sequences, fed, strict=True)
-            if is_unchecked or not columns or not columns <= given
-        ]
-    if not any(fed):
-        return None
-    stretches = [free for _, free in found if free is not None]
-    free = min(stretches, default=None) if len(found) == len(sequences) else 0
-    findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]
-    return Recheck(frozenset().union(*fed), findings, free)
-
-
-def _resync_if_taken(
-    cursor: Cursor, sequence: Sequence, own: dict[Place, bool]
-) -> tuple[Finding, int | None]:
-    """Resync where the INSERT is sure to collide; return also how many values are free.
-
-    That is where the next value is in the very table already, in a column that is unique by itself.
-    Elsewhere the value is what the INSERT takes on a database in sync.
-    """
-    finding = check(cursor, [sequence])[0]
-    sole = [key for key in sequence.keys if own.get(key.place)]
-    if not (finding.is_behind and sole):
-        return finding, None
-    free = _free(cursor, finding, sole)
-    if free != 0 or finding.obstacle:
-        return finding, free or None
-    return resync(cursor, sequence), None
-
-
-def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
-    """Return how many values can be drawn until one is taken; None for no end in sight."""
-    sequence = finding.sequence
-    rising = sequence.increment > 0
-    nearest = [
-        NEAREST.format(
-            aggregate="min" if rising else "max",
-            at_least=">=" if rising else "<=",
-            column=key.quoted_column,
-            table=key.quoted_table,
-            next_value=finding.next_value,
-            cast=key.cast,
-        )
-        for key in keys
-    ]
-    row = cursor.row(f"SELECT {'LEAST' if rising else 'GREATEST'}({', '.join(nearest)}) AS key")
-    if row.key is None or finding.next_value is None:
-        return None
-    return -(-abs(int(row.key) - finding.next_value) // abs(sequence.increment))
-
-
-@dataclass(frozen=True)
-class Feeding:
-    """What feeds the columns of a constraint, and what was found of it.
-
-    ``why_not`` says in one sentence why nothing could be judged; else it is empty.
-    """
-
-    columns: tuple[str, ...]
-    findings: list[Finding]
-    why_not: str = ""
-
-
-def resync_constraint(
-    connection: BaseDatabaseWrapper,
-    schema: str | None,
-    table: str,
-    constraint: str,
-    *,
-    move: bool,
-) -> Feeding:
-    """Check, and with ``move`` resync, the sequences that feed a unique or exclusion constraint.
-
-    The table is looked up by its schema, or by the name alone where ``schema`` is None.
-    """
-    quoted = table.replace('"', '""')
-    with checking_table(connection, f'"{quoted}"') as (cursor, oid):
-        found = cursor.row(
-            CONSTRAINT,
-            {
-                "oid": oid if schema is None else None,
-                "schema": schema,
-                "table": table,
-                "constraint": constraint,
-            },
-        )
-        if found is None or not found.columns:
-            return Feeding((), [], f"{table} has no constraint {constraint} any more.")
-        feeds, own = feeds_of_table(cursor, found.oid)
-        sequences = [
-            each
-            for each in sequences_of(cursor, feeds)
-            if any(key.column in found.columns and key.place in own for key in each.keys)
-        ]
-        findings = [
-            resync(cursor, each) if move else check(cursor, [each])[0] for each in sequences
-        ]
-    return Feeding(tuple(found.columns), findings, "" if findings else _unfed(table, found))
-
-
-def _unfed(table: str, found: Any) -> str:
-    names = ", ".join(f"{table}.{column}" for column in found.columns)
-    if found.is_filled:
-        return (
-            f"No sequence feeds {names}, but a trigger may fill it: whether its source is behind "
-            "can't be known."
-        )
-    if found.is_computed:
-        return f"The default of {names} is computed, so whether it is behind can't be known."
-    return f"No sequence feeds {names}: the statement supplied this value itself."
-
-
-def has_lost_default(connection: BaseDatabaseWrapper, schema: str, table: str, column: str) -> bool:
-    """Tell whether a column is a primary key of whole numbers that nothing fills any more."""
-    with checking(connection) as cursor:
-        row = cursor.row(IS_LOST, [schema, table, column])
-        return bool(row and row.is_lost)

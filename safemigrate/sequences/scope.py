@@ -11,8 +11,7 @@ from django.db import DataError
 from safemigrate import driver
 
 from .feeds import Feed, feeds_of_table, list_feeds
-from .resync import checking_table
-from .state import checking
+from .state import checking, checking_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

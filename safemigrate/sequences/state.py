@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from django.db import NotSupportedError, ProgrammingError
+
 from safemigrate import driver
 from safemigrate.printing import one_line, sql_identifier, sql_literal
 
@@ -85,7 +87,7 @@ class Finding:
         given = [self.next_value - sequence.increment, self.target, self.moved_to]
         last = max(sign * each for each in given if each is not None)
         first, end = sorted((sign * sequence.lowest, sign * sequence.highest))
-        return max(0, 100 * (last - first + 1) // (end - first + 1))
+        return min(max(0, 100 * (last - first + 1) // (end - first + 1)), 100)
 
     @property
     def repair(self) -> str:
@@ -124,6 +126,7 @@ def _names_to_print(sequence: Sequence) -> tuple[str, str]:
     return sql_literal(sequence.quoted), f"{schema}.{name}"
 
 
+RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # With constraint exclusion the planner would evaluate CHECK constraints, which anybody may write.
 SETTINGS = """
     SELECT pg_catalog.set_config(own.name, own.value, true)
@@ -150,6 +153,21 @@ def checking(
     with driver.aside(connection) as cursor:
         cursor.execute(SETTINGS, [lock_timeout])
         yield cursor
+
+
+@contextmanager
+def checking_table(
+    connection: BaseDatabaseWrapper, table: str
+) -> Iterator[tuple[Cursor, int | None]]:
+    """Give a cursor for checks and the oid of ``table``, looked up as a statement would."""
+    with driver.aside(connection) as cursor:
+        try:
+            oid = cursor.row(RESOLVE, [table]).oid
+        except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
+            yield cursor, None
+            return
+        cursor.execute(SETTINGS, [None])
+        yield cursor, oid
 
 
 @dataclass(frozen=True)
@@ -371,7 +389,7 @@ def finding_of(sequence: Sequence, row: Any, terms: Terms, moved_to: Any = None)
         return Finding(sequence, obstacle=_unindexed(sequence))
     if not finding.is_behind:
         return finding
-    obstacle = sequence.obstacle or _misfit(finding, row.misfit)
+    obstacle = sequence.obstacle or _misfit(finding, row.misfit, terms)
     is_overruled = obstacle and obstacle.can_force and terms.force
     return replace(finding, obstacle=None if is_overruled else obstacle)
 
@@ -394,8 +412,16 @@ def _harm(finding: Finding) -> str:
     return "leave less than a tenth" if is_tenth else "use up most"
 
 
-def _misfit(finding: Finding, misfit: str | None) -> Obstacle | None:
+def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | None:
     sequence = finding.sequence
+    if misfit == "exhausted" and terms.headroom:
+        return Obstacle(
+            f"the range ends at {sequence.last}: there are no {terms.headroom} values left past "
+            f"the largest key, {finding.largest}",
+            "ask for fewer, or widen the column and the sequence",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
     if misfit == "exhausted":
         return Obstacle(
             f"the range ends at {sequence.last}: "

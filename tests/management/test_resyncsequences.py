@@ -148,6 +148,9 @@ def test_headroom(tables: None) -> None:
         "2 sequences feed a key: 2 with fewer than 101 values free.\n"
         "To move what is behind: python manage.py resyncsequences --headroom 101\n"
     )
+    printed = resyncsequences("--headroom", "3000000000", status=1)
+    assert "there are no 3000000000 values left past the largest key" in printed
+    assert "100 % of its values are gone" in printed
     assert resyncsequences("--headroom", "101").endswith(
         "2 sequences feed a key: 2 moved to leave 101 values free.\n"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from django.db import connection
 
-from safemigrate.sequences.resync import recheck, resync_constraint
+from safemigrate.sequences.recheck import recheck, resync_constraint
 from safemigrate.sequences.sweep import sweep
 from tests.support.databases import execute, next_value, value
 

@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from safemigrate import driver
 from safemigrate.interrupt import end_by, ending_on_signals
 from safemigrate.management import losses
-from safemigrate.management.commands.safemigrate import whole_number
+from safemigrate.management.arguments import whole_number
 from safemigrate.management.findings import Tally
 from safemigrate.management.formats import Format, Json, Sql, annotation
 from safemigrate.management.output import write_to

@@ -24,6 +24,7 @@ from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.lock import LockError, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
+from safemigrate.management.arguments import seconds, whole_number
 from safemigrate.management.jsonreport import recording
 from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines
@@ -43,28 +44,6 @@ if TYPE_CHECKING:
 
 # A run inside a run, as by call_command("migrate") in a migration, prints no notices of its own.
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
-
-
-def whole_number(value: object) -> int:
-    """Convert an option's value to an int that is 0 or more; raises ArgumentTypeError."""
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise ArgumentTypeError(f"{value!r} is not a whole number, 0 or more")
-    return number
-
-
-def seconds(value: object) -> float:
-    """Convert an option's value to a number of seconds; raises ArgumentTypeError."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1_000_000:
-        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0, below 1000000")
-    return number
 
 
 @dataclass(frozen=True)

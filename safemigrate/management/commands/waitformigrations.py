@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from safemigrate.locking.wait import (
     twin,
     within,
 )
-from safemigrate.management.commands.safemigrate import whole_number
+from safemigrate.management.arguments import seconds, whole_number
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,17 +44,6 @@ Key = tuple[str, str]
 UNDEFINED_TABLE = "42P01"
 # Not qualified: the search path decides which table it is, as it does for migrate.
 APPLIED = "SELECT app, name FROM django_migrations"
-
-
-def seconds(value: object) -> float:
-    """Convert an option's value to a number of seconds above 0; raises ArgumentTypeError."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
-    return number
 
 
 class Wanted:
