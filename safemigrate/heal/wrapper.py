@@ -96,7 +96,7 @@ class Wrapper:
         """Check every sequence, once for each tenant, and resync those that are behind."""
         if self._schema() in self._swept:
             return
-        with self._contained("the sequences could not be checked"):
+        with self._contained("The sequences could not be checked"):
             self.connection.ensure_connection()
             if not self._can_send():
                 return
@@ -116,7 +116,7 @@ class Wrapper:
     def _recheck(self, insert: Write) -> None:
         if not (self._move and self._can_send()):
             return
-        with self._contained(f"{insert.table} could not be checked"):
+        with self._contained(f"The table {insert.table} could not be checked"):
             found = recheck(
                 self.connection,
                 insert.table,
@@ -142,7 +142,7 @@ class Wrapper:
         except Exception as error:  # noqa: BLE001 - the run goes on, with a note
             if isinstance(error, Error) and driver.is_closed(self.connection):
                 return  # the statement itself will report that
-            self.audience.note(f"{what[:1].upper()}{what[1:]}: {one_line(str(error))}")
+            self.audience.note(f"{what}: {one_line(str(error))}")
 
     # After one that failed in autocommit.
 
@@ -174,6 +174,6 @@ class Wrapper:
     def conclude(self, _kind: Any, leaving: BaseException | None, _trace: Any) -> None:
         """Explain the error that the run ends with, and resync what caused it."""
         if leaving:
-            with self._contained("the failed constraint could not be checked"):
+            with self._contained("The failed constraint could not be checked"):
                 self._judge.explain(leaving)
             self.audience.tell_why(leaving)
