@@ -9,10 +9,12 @@ from django.core.management import CommandError
 from django.db import connection, migrations
 from django.test.utils import CaptureQueriesContext
 
-from safemigrate.management import preflight
-from tests.support.databases import execute, rows, sqlite
+from safemigrate.management.preflight import requiring_record
+from safemigrate.sequences.expected import CANNOT_RECORD
+from tests.support.databases import execute, rows, sqlite, value
 from tests.support.models import shop
 from tests.support.project import Project, contents
+from tests.support.runs import counted
 
 LOSE = "ALTER TABLE django_migrations ALTER id DROP IDENTITY"
 REFUSAL = "no migration could be recorded. Nothing was changed. Type: "
@@ -118,15 +120,14 @@ def test_a_migration_that_would_restore_it_is_refused_too(project: Project) -> N
 
 def test_an_empty_database(project: Project) -> None:
     project.migrate(command="safemigrate")
+    assert value("SELECT count(*) > 0 FROM django_migrations")
 
 
 def test_once_for_all_apps(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(preflight, "record_that_takes_no_row", asked.append)
-    with CaptureQueriesContext(connection) as sent:
+    with CaptureQueriesContext(connection) as captured, counted(monkeypatch) as sent:
         project.migrate(command="safemigrate")
-    assert len(asked) == 1
-    assert not any("to_regclass" in query["sql"] for query in sent.captured_queries)
+    assert len([each for each in sent if CANNOT_RECORD in each]) == 1
+    assert not any("to_regclass" in query["sql"] for query in captured.captured_queries)
 
 
 def test_its_own_error_is_not_the_run_s(lost: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,5 +139,5 @@ def test_its_own_error_is_not_the_run_s(lost: Project, monkeypatch: pytest.Monke
 def test_other_vendors(database: str) -> None:
     from django.db.models.signals import pre_migrate
 
-    with sqlite(), preflight.requiring_record():
+    with sqlite(), requiring_record():
         pre_migrate.send(None, using="other", plan=[(None, False)])

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import connection, connections
 
-from safemigrate import driver
 from safemigrate.sequences import sweep as module
 from safemigrate.sequences.state import checking
 from safemigrate.sequences.sweep import sweep
 from tests.support.databases import binding, execute, locked, next_value, rows, value
+from tests.support.runs import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from safemigrate.sequences.state import Finding
 
 
@@ -27,27 +24,6 @@ def swept(*, move: bool = True, schemas: list[str] | None = None) -> dict[str, F
 
 def statuses(**options: Any) -> dict[str, str]:
     return {name: finding.status for name, finding in swept(**options).items()}
-
-
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Collect the statements that are sent by the engine."""
-    sent: list[str] = []
-    plain = driver.Cursor.execute
-    plain_rows = driver.Cursor.rows
-
-    def execute(self: driver.Cursor, sql: str, params: Any = None) -> None:
-        sent.append(f"{sql} {params}")
-        plain(self, sql, params)
-
-    def rows(self: driver.Cursor, sql: str, params: Any = None) -> list[Any]:
-        sent.append(f"{sql} {params}")
-        return plain_rows(self, sql, params)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(driver.Cursor, "execute", execute)
-        patch.setattr(driver.Cursor, "rows", rows)
-        yield sent
 
 
 def tables(count: int, then: str = "INSERT INTO t{n} (note) VALUES ('x');") -> None:

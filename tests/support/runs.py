@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from django.core.management import call_command
 from django.db import connection, connections
 
+from safemigrate import driver
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pytest
     from django.dispatch import Signal
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +59,27 @@ def hearing(signal: Signal) -> Iterator[list[Any]]:
         yield heard
     finally:
         signal.disconnect(hear)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collect the statements that are sent by the engine."""
+    sent: list[str] = []
+    plain = driver.Cursor.execute
+    plain_rows = driver.Cursor.rows
+
+    def execute(self: driver.Cursor, sql: str, params: Any = None) -> None:
+        sent.append(f"{sql} {params}")
+        plain(self, sql, params)
+
+    def rows(self: driver.Cursor, sql: str, params: Any = None) -> list[Any]:
+        sent.append(f"{sql} {params}")
+        return plain_rows(self, sql, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Cursor, "execute", execute)
+        patch.setattr(driver.Cursor, "rows", rows)
+        yield sent
 
 
 @contextmanager
