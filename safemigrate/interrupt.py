@@ -106,7 +106,10 @@ class _Fork(threading.local):
 
 
 _fork = _Fork()
-os.register_at_fork(before=_fork.before, after_in_child=_fork.in_child, after_in_parent=_fork.end)
+with suppress(AttributeError):  # Windows does not fork
+    os.register_at_fork(
+        before=_fork.before, after_in_child=_fork.in_child, after_in_parent=_fork.end
+    )
 
 
 def _end_in_time() -> None:
