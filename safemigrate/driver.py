@@ -69,14 +69,15 @@ def _plain_cursor(driver: Any) -> Any:
         from psycopg.types.numeric import IntLoader, NumericLoader  # noqa: PLC0415
 
         ours: Any = ClientCursor(driver, row_factory=namedtuple_row)
-        ours.adapters.register_loader("int8", IntLoader)
-        ours.adapters.register_loader("numeric", NumericLoader)
+        for name, loader in {"int8": IntLoader, "oid": IntLoader, "numeric": NumericLoader}.items():
+            ours.adapters.register_loader(name, loader)
         return ours
-    from psycopg2 import extensions  # noqa: PLC0415
+    from psycopg2 import ROWID, extensions  # noqa: PLC0415
     from psycopg2.extras import NamedTupleCursor  # noqa: PLC0415
 
     ours = driver.cursor(cursor_factory=NamedTupleCursor)
-    for kind in (extensions.LONGINTEGER, extensions.DECIMAL):
+    numbers = extensions.LONGINTEGER, ROWID, extensions.DECIMAL
+    for kind in (*numbers, extensions.ROWIDARRAY, extensions.UNICODEARRAY):
         extensions.register_type(kind, ours)
     return ours
 
