@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -84,6 +85,7 @@ class Applied:
 
     def read(self) -> set[Key]:
         """Return the recorded migrations: none if the table does not exist yet."""
+        started = monotonic()
         try:
             with self._connection.cursor() as cursor, self._limited():
                 cursor.execute(APPLIED)
@@ -92,8 +94,10 @@ class Applied:
             if sqlstate(error) == UNDEFINED_TABLE:
                 return set()
             raise
-        except (OperationalError, InterfaceError):
+        except (OperationalError, InterfaceError) as error:
             self._connection.close()
+            if monotonic() - started >= self._longest:
+                raise OperationalError(f"no answer within {self._longest} s") from error
             raise
 
     def _limited(self) -> AbstractContextManager[None]:
