@@ -12,8 +12,8 @@ import re
 import string
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
 from safemigrate.sqltext import GAP as _GAP
 from safemigrate.sqltext import NAME, VERB
@@ -144,9 +144,9 @@ def _inserts(sql: str, verb: str, start: int) -> Iterator[Write]:
 
 
 def _updates(sql: str, start: int) -> Iterator[Write]:
-    heads = list(UPDATE.finditer(sql, start))
-    ends = [*(head.start() for head in heads[1:]), len(sql)]
-    for head, end in zip(heads, ends, strict=False):
+    heads: Iterator[Any] = chain(UPDATE.finditer(sql, start), [None])
+    for head, following in pairwise(heads):
+        end = following.start() if following else len(sql)
         yield _write(head["table"], _assigned(sql, head.end(), end))
 
 
