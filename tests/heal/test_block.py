@@ -284,7 +284,7 @@ def test_autocommit_off_is_left_alone(groups: None, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_project_may_read_numbers_as_floats(groups: None) -> None:
-    """As psycopg2's documentation shows."""
+    """As psycopg2's documentation shows; and others as text."""
     connection.ensure_connection()
     if is_psycopg3:
         from psycopg.types.numeric import FloatLoader
@@ -296,6 +296,9 @@ def test_a_project_may_read_numbers_as_floats(groups: None) -> None:
         numbers = extensions.DECIMAL.values
         as_float = extensions.new_type(numbers, "FLOAT", lambda text, _: text and float(text))
         extensions.register_type(as_float, connection.connection)
+        others = [20, 26, *extensions.ROWIDARRAY.values, *extensions.UNICODEARRAY.values]
+        as_text = extensions.new_type(tuple(others), "TEXT", lambda text, _: text)
+        extensions.register_type(as_text, connection.connection)
     assert isinstance(value("SELECT 1.5"), float)
     with safemigrate.healing() as report:
         Group.objects.create(name="new")
