@@ -48,6 +48,7 @@ TESTS = {
         "tests/heal/test_attacks_rechecks.py",
         "tests/heal/test_resync.py",
         "tests/management/test_resyncsequences.py",
+        "tests/test_checks.py",
     ],
     "locking": ["tests/locking"],
 }
