@@ -126,6 +126,7 @@ class _Canceller:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
+        self.process = os.getpid()
         self.is_over = threading.Event()
         self.thread = threading.Thread(target=self._wait, daemon=True)
 
@@ -136,6 +137,8 @@ class _Canceller:
         self.thread.start()
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self.process:  # a forked child: the socket is its parent's
+            return
         self.is_over.set()
         signal.set_wakeup_fd(self.before)
         self.pythons.close()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 
 from safemigrate.interrupt import Terminated, ending_on_signals
-from tests.support.databases import rows, value
+from tests.support.databases import execute, rows, value
 from tests.support.locks import HERE, holders
 from tests.support.runs import LONG, ROOT, eventually
 from tests.support.sites import Site
@@ -161,7 +161,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_connection(tmp_path: Path, command:
 
 
 def test_the_handler_is_there_for_the_length_of_the_run() -> None:
-    with ending_on_signals(connection):
+    with ending_on_signals(connections["default"]):
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         with pytest.raises(Terminated):
             signal.raise_signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ def test_a_handler_of_the_projects_own_stays(monkeypatch: pytest.MonkeyPatch) ->
 
     before = signal.signal(signal.SIGTERM, own)
     try:
-        with ending_on_signals(connection):
+        with ending_on_signals(connections["default"]):
             assert signal.getsignal(signal.SIGTERM) is own
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -186,7 +186,7 @@ def test_another_thread_sets_no_handler() -> None:
     found: list[Any] = []
 
     def work() -> None:
-        with ending_on_signals(connection):
+        with ending_on_signals(connections["default"]):
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -199,7 +199,7 @@ def test_a_handler_that_the_run_sets_stays() -> None:
     def own(*_: Any) -> None: ...
 
     try:
-        with ending_on_signals(connection):
+        with ending_on_signals(connections["default"]):
             signal.signal(signal.SIGTERM, own)
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -211,7 +211,7 @@ def test_a_handler_that_the_run_sets_sees_its_statement_end(which: signal.Signal
     heard: list[int] = []
     before = signal.getsignal(which)
     try:
-        with ending_on_signals(connection), connection.cursor() as cursor:
+        with ending_on_signals(connections["default"]), connection.cursor() as cursor:
             signal.signal(which, lambda number, frame: heard.append(number))
             process = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {which:d})"
             with subprocess.Popen([sys.executable, "-c", process]):
@@ -223,7 +223,7 @@ def test_a_handler_that_the_run_sets_sees_its_statement_end(which: signal.Signal
 
 def test_pools_end() -> None:
     """A worker that is told to end before it has begun is not lost."""
-    with ending_on_signals(connection):
+    with ending_on_signals(connections["default"]):
         for _ in range(400):
             child = os.fork()
             if not child:
@@ -234,18 +234,42 @@ def test_pools_end() -> None:
 
 
 def test_a_child_that_is_ended_cancels_nothing() -> None:
-    with ending_on_signals(connection):
+    has_begun, begin = os.pipe()
+    connection.ensure_connection()
+    with ending_on_signals(connections["default"]):
         child = os.fork()
         if not child:
+            os.write(begin, b"!")
             time.sleep(LONG)
             os._exit(0)
+        os.read(has_begun, 1)
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         assert value("SELECT 1 FROM pg_sleep(0.3)") == 1
+    os.close(begin)
+    os.close(has_begun)
+
+
+def test_a_child_that_leaves_the_run_leaves_it_its_signals() -> None:
+    execute("CREATE TABLE spoils (id int)")
+    run = ending_on_signals(connections["default"])
+    run.__enter__()
+    try:
+        child = os.fork()
+        if not child:
+            run.__exit__(None, None, None)
+            os._exit(0)
+        os.waitpid(child, 0)
+        process = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {signal.SIGTERM:d})"
+        with subprocess.Popen([sys.executable, "-c", process]), pytest.raises(Terminated):
+            execute("INSERT INTO spoils SELECT 1 FROM pg_sleep(4)")
+    finally:
+        run.__exit__(None, None, None)
+    assert rows("SELECT * FROM spoils") == []
 
 
 def test_a_forked_child_is_ended_as_ever() -> None:
-    with ending_on_signals(connection):
+    with ending_on_signals(connections["default"]):
         child = os.fork()
         if not child:
             signal.raise_signal(signal.SIGTERM)
@@ -255,7 +279,7 @@ def test_a_forked_child_is_ended_as_ever() -> None:
 
 def test_a_forked_child_that_lives_on_is_not_waited_for() -> None:
     """As the workers of a pool that nobody has closed."""
-    with ending_on_signals(connection):
+    with ending_on_signals(connections["default"]):
         child = os.fork()
         if not child:
             time.sleep(5)
