@@ -59,9 +59,9 @@ def can_be_repeated(text: str) -> bool:
     verb = verb_of_one_statement(text)
     if not verb or verb in MAY_COMMIT:
         return False
-    if not CONCURRENTLY.search(text) or verb in ("drop", "refresh"):
-        return True
-    return CREATE_INDEX.match(text) is not None
+    if verb in ("alter", "create") and CONCURRENTLY.search(text):
+        return CREATE_INDEX.match(text) is not None
+    return True
 
 
 def does_not_wait(text: str) -> bool:

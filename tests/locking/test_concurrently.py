@@ -52,6 +52,15 @@ def test_a_partition_is_detached_as_long_as_patience_lasts(blocker: Blocker) -> 
 
 
 @pytest.mark.usefixtures("thing")
+def test_a_value_is_not_what_the_statement_does(blocker: Blocker) -> None:
+    execute("ALTER TABLE thing ADD note text")
+    blocker.execute("LOCK TABLE thing IN ACCESS EXCLUSIVE MODE")
+    with letting_go_soon(blocker), patient():
+        execute("INSERT INTO thing (note) VALUES ('done concurrently')")
+    assert value("SELECT count(*) FROM thing WHERE note IS NOT NULL") == 1
+
+
+@pytest.mark.usefixtures("thing")
 def test_a_view_is_refreshed_again(blocker: Blocker) -> None:
     execute("CREATE MATERIALIZED VIEW seen AS TABLE thing; CREATE UNIQUE INDEX ON seen (id)")
     blocker.execute("LOCK TABLE thing IN ACCESS EXCLUSIVE MODE")
