@@ -63,9 +63,12 @@ class LockWait:
     statement: str
 
     def __str__(self) -> str:
-        wanted = f"{self.mode} on {self.relation}" if self.relation else "a transaction to end"
-        if not self.relation and self.mode not in ("ShareLock", ""):
-            wanted = f"{self.mode} on what is no table"
+        if self.relation:
+            wanted = f"{self.mode} on {self.relation}"
+        elif self.mode in ("ShareLock", ""):
+            wanted = "a transaction to end"
+        else:
+            wanted = f"{self.mode} (not on a table)"
         age = self.transaction_age
         known = (
             self.role and f"role {self.role}",

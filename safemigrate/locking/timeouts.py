@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 LONGEST_PAUSE, LONGEST_INTERVAL = 5.0, 0.5
-LONGEST_TIMEOUT = 2**31 - 1  # in milliseconds, the server's own limit
+MOST_MILLISECONDS = 2**31 - 1  # the server's own limit
 
 # Behind a pooler the session is another client's in a moment.
 SET_IN_OWN_SESSION = """
@@ -312,4 +312,4 @@ def is_lock_failure(error: BaseException) -> bool:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{max(1, min(round(seconds * 1000), LONGEST_TIMEOUT))}ms"
+    return f"{max(1, min(round(seconds * 1000), MOST_MILLISECONDS))}ms"

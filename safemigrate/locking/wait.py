@@ -29,7 +29,7 @@ LONGEST_PAUSE = 3.0
 LONGEST_ATTEMPT = 10
 # libpq takes anything less for two seconds, and nothing that is no integer of C.
 SHORTEST_ATTEMPT = 2
-LONGEST_TIMEOUT = 1_000_000
+LONGEST_CONNECTING = 1_000_000
 # Options that are about the driver's objects, and not about how to reach the server.
 NOT_FOR_A_TWIN = (
     "connection_factory",
@@ -102,7 +102,7 @@ def dial(wrapper: BaseDatabaseWrapper, *, patience: float | None = None) -> Any:
     """
     if patience is not None:
         options = wrapper.settings_dict["OPTIONS"]
-        seconds = min(max(math.ceil(patience), SHORTEST_ATTEMPT), LONGEST_TIMEOUT)
+        seconds = min(max(math.ceil(patience), SHORTEST_ATTEMPT), LONGEST_CONNECTING)
         options["connect_timeout"] = min(int(options.get("connect_timeout") or seconds), seconds)
     with wrapper.wrap_database_errors:
         wrapper.connection = wrapper.get_new_connection(wrapper.get_connection_params())

@@ -76,6 +76,7 @@ class Finding:
 
     @property
     def new_next_value(self) -> int | None:
+        """What the next session gets, if the sequence was moved; otherwise None."""
         return None if self.moved_to is None else self.moved_to + self.sequence.increment
 
     @property

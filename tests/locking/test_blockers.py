@@ -26,9 +26,7 @@ def test_what_is_waited_for() -> None:
         return str(lock_wait("default", row(**wait))).partition(",")[0]
 
     assert told(relation="") == "Waiting for a transaction to end"
-    assert (
-        told(mode="ExclusiveLock", relation="") == "Waiting for ExclusiveLock on what is no table"
-    )
+    assert told(mode="ExclusiveLock", relation="") == "Waiting for ExclusiveLock (not on a table)"
 
 
 def test_what_may_not_be_seen_is_left_out() -> None:
