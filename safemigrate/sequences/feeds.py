@@ -101,11 +101,25 @@ FEEDS = f"""
                    pg_catalog.replace((pg_catalog.regexp_match(
                        pg_catalog.pg_get_expr(ad.adbin, 0::pg_catalog.oid), '{BY_NAME}'))[1],
                        '''''', '''') AS name
-            FROM pg_catalog.pg_attrdef AS ad
-            JOIN pg_catalog.pg_attribute AS a
-              ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = ''
-            WHERE ad.adrelid {{relation}}
-              AND ad.adrelid >= 16384
+            FROM (
+                SELECT ad.*
+                FROM pg_catalog.pg_attrdef AS ad
+                WHERE ad.adrelid {{relation}}
+                  AND ad.adrelid >= 16384
+                  AND NOT EXISTS (
+                      SELECT FROM pg_catalog.pg_depend AS d
+                      WHERE d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+                        AND d.objid = ad.oid
+                        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                        AND d.deptype = 'n'
+                      OFFSET 0)
+                OFFSET 0
+            ) AS ad
+            CROSS JOIN LATERAL (
+                SELECT FROM pg_catalog.pg_attribute AS a
+                WHERE a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = ''
+                OFFSET 0
+            ) AS a
             OFFSET 0
         ) AS l
     ) AS n
