@@ -13,30 +13,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import re
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from servers import server
 
-from tests.support.environments import DRIVERS, ROOT, run, virtualenv
+from tests.support.environments import DRIVERS
+from tests.support.products import PACKAGES, product
 
-PACKAGES = {"example": [], "wagtail": ["wagtail"]}
-# What `wagtail start` writes, on the database that the example project would take.
-WAGTAIL = """
-import os
-import dj_database_url
-from mysite.settings.dev import *
-DATABASES = {"default": {**dj_database_url.config(), "NAME": os.environ["SHOP_DATABASE"]}}
-INSTALLED_APPS = ["safemigrate", *INSTALLED_APPS]
-"""
 GIVES_BACK = "set_config('client_connection_check_interval', '0', false)"
 COMMANDS = ("migrate", "safemigrate")
 # Each with the arguments of its commands.
@@ -59,33 +49,24 @@ def main() -> int:
     choices = parser.parse_args()
     settings = ("log_statement=all", "log_line_prefix='[%a|%c] '")
     with tempfile.TemporaryDirectory() as folder, server(choices.major, *settings) as url:
-        project = prepare(choices.project, choices.driver, Path(folder))
+        project = product(choices.project, choices.driver, Path(folder))
         for command in COMMANDS:
             create_database(url, command)
             for number, arguments in enumerate(RUNS.values()):
-                manage(project, url, command, number, arguments)
+                project.manage(
+                    url,
+                    command,
+                    command,
+                    *arguments,
+                    PGAPPNAME=f"{command}{number}",
+                    PYTHONHASHSEED="0",  # Django lists some values in the order of a set
+                )
         log = (Path(unquote(url.split("@")[1].rsplit("/", 1)[0])) / "log").read_text("utf-8")
     different = 0
     for number, name in enumerate(RUNS):
         plain, ours = (sent(log, f"{command}{number}") for command in COMMANDS)
         different += differs(name, plain, ours)
     return 1 if different else 0
-
-
-class Project(NamedTuple):
-    python: str
-    folder: Path
-    settings: str
-
-
-def prepare(name: str, driver: str, folder: Path) -> Project:
-    needed = ["Django==5.2.*", "tenacity", "dj-database-url", *DRIVERS[driver], *PACKAGES[name]]
-    python = virtualenv(sys.executable, f"same-{name}-{driver}", needed)
-    if name == "example":
-        return Project(python, ROOT / "example_project", "mysite.settings")
-    run([str(Path(python).with_name("wagtail")), "start", "mysite", str(folder)])
-    (folder / "logged.py").write_text(WAGTAIL)
-    return Project(python, folder, "logged")
 
 
 def create_database(url: str, name: str) -> None:
@@ -95,22 +76,6 @@ def create_database(url: str, name: str) -> None:
     connection.autocommit = True
     connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE template0")
     connection.close()
-
-
-def manage(project: Project, url: str, command: str, number: int, arguments: list[str]) -> None:
-    environment = {
-        "DATABASE_URL": url,
-        "DJANGO_SETTINGS_MODULE": project.settings,
-        "PYTHONPATH": str(ROOT),
-        "SHOP_DATABASE": command,
-        "PGAPPNAME": f"{command}{number}",
-        "PYTHONHASHSEED": "0",  # Django lists some values in the order of a set
-    }
-    run(
-        [project.python, "manage.py", command, *arguments, "--verbosity", "0"],
-        cwd=project.folder,
-        env={**os.environ, **environment},
-    )
 
 
 def sent(log: str, run: str) -> list[str]:
