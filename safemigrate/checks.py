@@ -8,10 +8,10 @@ from django.conf import settings
 from django.core import checks, management
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
-from django.db import connections
+from django.db import Error, connections
 
 from safemigrate import conf
-from safemigrate.printing import printable
+from safemigrate.printing import one_line, printable
 from safemigrate.sequences.expected import losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.scope import current_schemas, feeds_in
@@ -19,6 +19,8 @@ from safemigrate.sequences.sweep import survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 PACKAGE = "safemigrate"
 # At most this many sequences are named; the command names them all.
@@ -69,54 +71,54 @@ def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     ]
 
 
-def check_sequences(
+def check_databases(
     app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """List the sequences that are behind in those databases that ``check`` was given."""
+    """Warn of what is behind, lost or beyond reach in those databases that ``check`` was given."""
     return [
-        checks.Warning(
-            f"Sequences of the database {alias!r} are behind the keys they feed: {names}.",
+        warning
+        for alias in databases or ()
+        if connections[alias].vendor == "postgresql"
+        for warning in _warnings(connections[alias])
+    ]
+
+
+def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
+    alias = connection.alias
+    try:
+        schemas = current_schemas(connection)
+        chunks = list(survey(connection, feeds_in(connection, schemas)))
+        lost = losses(connection, needs_of_apps(connection), schemas)
+    except Error as error:
+        yield checks.Warning(
+            f"The database {alias!r} could not be checked: {one_line(str(error))}",
+            id="safemigrate.W007",
+        )
+        return
+    findings = [finding for chunk in chunks for finding in chunk]
+    if behind := _named(each.sequence for each in findings if each.is_behind):
+        yield checks.Warning(
+            f"Sequences of the database {alias!r} are behind the keys they feed: {behind}.",
             hint=f"Run 'manage.py resyncsequences --database {alias}'.",
             id="safemigrate.W002",
         )
-        for alias in databases or ()
-        if (names := _some(_behind(alias)))
-    ]
-
-
-def _behind(alias: str) -> Iterator[str]:
-    connection = connections[alias]
-    if connection.vendor != "postgresql":
-        return
-    feeds = feeds_in(connection, current_schemas(connection))
-    for chunk in survey(connection, feeds):
-        yield from (printable(str(finding.sequence)) for finding in chunk if finding.is_behind)
-
-
-def check_losses(
-    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
-    """List the primary keys that have lost what the models need in the given databases."""
-    return [
-        checks.Warning(
+    hint = f"Run 'manage.py resyncsequences --check --database {alias}'."
+    if names := _named(f"{'.'.join(each.place)} ({each.status})" for each in lost):
+        yield checks.Warning(
             f"Tables of the database {alias!r} have lost what their models need: {names}.",
-            hint=f"Run 'manage.py resyncsequences --check --database {alias}'.",
+            hint=hint,
             id="safemigrate.W006",
         )
-        for alias in databases or ()
-        if (names := _some(_lost(alias)))
-    ]
+    if unknown := _named(each.sequence for each in findings if each.status == "unknown"):
+        yield checks.Warning(
+            f"Sequences of the database {alias!r} could not be checked: {unknown}.",
+            hint=hint,
+            id="safemigrate.W007",
+        )
 
 
-def _lost(alias: str) -> Iterator[str]:
-    connection = connections[alias]
-    if connection.vendor == "postgresql":
-        for loss in losses(connection, needs_of_apps(connection), current_schemas(connection)):
-            yield printable(f"{loss.schema}.{loss.table}.{loss.column} ({loss.status})")
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
+def _named(names: Iterable[object]) -> str:
+    every = [printable(str(name)) for name in names]
     more = len(every) - NAMED
     return ", ".join(every[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -125,5 +127,4 @@ def register() -> None:
     """Register the checks; those that ask databases are for ``check --deploy --database``."""
     checks.register(check_settings)
     checks.register(check_command)
-    checks.register(check_sequences, checks.Tags.database, deploy=True)
-    checks.register(check_losses, checks.Tags.database, deploy=True)
+    checks.register(check_databases, checks.Tags.database, deploy=True)

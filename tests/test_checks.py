@@ -12,8 +12,8 @@ from django.core.management import BaseCommand, call_command
 from django.test.utils import CaptureQueriesContext, override_settings
 
 from safemigrate import conf
-from safemigrate.checks import check_command, check_sequences
-from tests.support.databases import behind, execute, put_behind, sqlite
+from safemigrate.checks import check_command, check_databases
+from tests.support.databases import behind, binding, execute, put_behind, sqlite
 
 if TYPE_CHECKING:
     from tests.support.project import Project
@@ -115,7 +115,7 @@ def test_sequences_behind(project: Project) -> None:
     assert behind() == ["auth_permission", "django_migrations"]
 
     call_command("resyncsequences", stdout=io.StringIO())
-    assert check_sequences(None, databases=["default"]) == []
+    assert check_databases(None, databases=["default"]) == []
 
 
 def test_the_command_line(project: Project) -> None:
@@ -134,7 +134,7 @@ def test_many_are_not_all_named(database: str) -> None:
     for number in range(12):
         execute(f"CREATE TABLE t{number:02} (id serial PRIMARY KEY)")
         execute(f"INSERT INTO t{number:02} VALUES (1)")
-    (warning,) = check_sequences(None, databases=["default"])
+    (warning,) = check_databases(None, databases=["default"])
     assert warning.msg.endswith("public.t09_id_seq and 2 more.")
 
 
@@ -150,5 +150,28 @@ def test_migrate_pays_nothing(project: Project) -> None:
 
 def test_other_vendors(database: str) -> None:
     with sqlite():
-        assert check_sequences(None, databases=["other"]) == []
-        assert check_sequences(None) == []
+        assert check_databases(None, databases=["other"]) == []
+        assert check_databases(None) == []
+
+
+def test_a_database_that_can_not_be_checked(database: str) -> None:
+    execute(
+        f"""
+        CREATE ROLE {database}_reader;
+        CREATE TABLE t (id serial PRIMARY KEY);
+        SET ROLE {database}_reader
+        """
+    )
+    (warning,) = check_databases(None, databases=["default"])
+    execute("RESET ROLE")
+    assert (warning.id, warning.msg) == (
+        "safemigrate.W007",
+        "Sequences of the database 'default' could not be checked: public.t_id_seq.",
+    )
+
+
+def test_a_database_that_is_not_there(database: str) -> None:
+    with binding("other", "nosuch"):
+        (warning,) = check_databases(None, databases=["other"])
+    assert warning.id == "safemigrate.W007"
+    assert '"nosuch" does not exist' in warning.msg

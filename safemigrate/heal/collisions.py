@@ -39,7 +39,8 @@ GENUINE = (
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
-    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults"
+    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults (and "
+    "--force, if the table has a trigger before INSERT)"
 )
 LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check"
 

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from .findings import Tally
 
 
+AGAIN = "Then run it again: what these tables will draw from can be checked only afterwards."
+
+
 class Format:
     """What is told of each finding, at once or in the end; ``write`` takes a line."""
 
     def __init__(self, write: Callable[[str], None], verbosity: int) -> None:
         self.write = write
         self.verbosity = verbosity
+
+    def begin(self, lost: list[Loss]) -> None:
+        """Tell what tables have lost, if that comes first."""
 
     def add(self, finding: Finding) -> None:
         raise NotImplementedError
@@ -46,15 +52,26 @@ class Sql(Format):
     ) -> None:
         super().__init__(write, verbosity)
         self.restores = restores
+        self._restored: set[tuple[str, str, str]] = set()
+
+    def begin(self, lost: list[Loss]) -> None:
+        for line in losses.script(lost, is_asked=self.restores):
+            self.write(line)
+        if self.restores:
+            self._restored = {loss.place for loss in lost if loss.is_restorable}
+        if self._restored:
+            self.write(comment(AGAIN))
 
     def add(self, finding: Finding) -> None:
         if finding.status != "in sync" and self.is_listed(finding):
+            is_restored = any(
+                (key.schema, key.table, key.column) in self._restored
+                for key in finding.sequence.keys
+            )
             for line in sql_lines(finding):
-                self.write(line)
+                self.write(comment(line) if is_restored else line)
 
     def end(self, tally: Tally, error: str = "") -> None:
-        for line in losses.script(tally.lost, is_asked=self.restores):
-            self.write(line)
         self.write(f"-- {tally}")
         if error:
             self.write(comment(f"Not complete: {error}"))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS, Error
 
-from safemigrate.printing import one_line
-from safemigrate.sequences.expected import restore
+from safemigrate.printing import one_line, printable
+from safemigrate.sequences.expected import LOCK_TIMEOUT, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.needs import Loss
+
+
+# The largest key may be in a row that a policy hides, and nobody should wait behind the ALTER.
+SETTINGS = ("SET LOCAL row_security = off;", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';")
 
 
 def command_line(alias: str, *options: str, schema: str = "public") -> str:
@@ -28,16 +32,19 @@ def command_line(alias: str, *options: str, schema: str = "public") -> str:
 
 def restore_all(
     connection: BaseDatabaseWrapper, losses: Iterable[Loss], tell: Callable[[str], None]
-) -> None:
-    """Put back what can be, one table at a time, and tell what became of each."""
+) -> dict[tuple[str, str, str], str]:
+    """Put back what can be, one table at a time, and tell it; return why the others were not."""
+    why = {}
     for loss in losses:
         if loss.is_restorable:
             try:
                 restore(connection, loss)
             except Error as error:
-                tell(one_line(f"{loss}; not restored: {error}"))
+                why[loss.place] = one_line(str(error))
+                tell(printable(f"{loss}; not restored: {why[loss.place]}"))
             else:
-                tell(f"{one_line(str(loss))}; restored")
+                tell(printable(f"{loss}; restored"))
+    return why
 
 
 def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
@@ -46,8 +53,8 @@ def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
     for loss in losses:
         by_cure.setdefault(_cure(loss, to_restore), []).append(loss)
     for cure, lost in by_cure.items():
-        yield from (one_line(str(loss)) for loss in lost)
-        yield from (f"  {one_line(line)}" for line in cure)
+        yield from (printable(str(loss)) for loss in lost)
+        yield from (f"  {printable(line)}" for line in cure)
 
 
 def _cure(loss: Loss, to_restore: str) -> tuple[str, ...]:
@@ -63,12 +70,12 @@ def _cure(loss: Loss, to_restore: str) -> tuple[str, ...]:
 def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
     """Yield as SQL what ``--restore-defaults`` would run; as comments what it would not."""
     for loss in losses:
-        yield f"-- {one_line(str(loss))}"
+        yield f"-- {printable(str(loss))}"
         is_clean = all(statement.isprintable() for statement in loss.sql)
         if loss.is_restorable and is_asked and is_clean:
-            yield from ("BEGIN;", *loss.sql, "COMMIT;")
+            yield from ("BEGIN;", *SETTINGS, *loss.sql, "COMMIT;")
         else:
-            yield from (f"-- {one_line(statement)}" for statement in loss.sql)
+            yield from (f"-- {printable(statement)}" for statement in loss.sql)
 
 
 def document(loss: Loss) -> dict[str, Any]:

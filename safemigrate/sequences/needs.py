@@ -43,6 +43,10 @@ class Loss:
     sql: tuple[str, ...] = ()
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        return self.schema, self.table, self.column
+
+    @property
     def is_restorable(self) -> bool:
         return self.status in ("lost default", "foreign sequence") and bool(self.sql)
 

@@ -364,7 +364,7 @@ def _extreme(key: Key, sequence: Sequence, terms: Terms) -> str:
         column=key.quoted_column,
         only="" if key.is_partitioned else "ONLY",
         table=key.quoted_table,
-        lowest=sequence.lowest,
+        lowest=max(0, sequence.lowest) if key.type == "oid" else sequence.lowest,
         highest=sequence.highest,
         bound=f"pg_catalog.{key.type}" if key.type in ("numeric", "oid") else "pg_catalog.int8",
         cast=key.cast,

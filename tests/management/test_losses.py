@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.apps import apps
 from django.core.checks import run_checks
-from django.core.management import CommandError
-from django.db import connections, transaction
+from django.core.management import CommandError, call_command
+from django.db import ProgrammingError, connections, transaction
 
-from safemigrate.checks import check_losses
+from safemigrate.checks import check_databases
 from tests.support.databases import binding, execute, value
 from tests.support.runs import eventually, resyncsequences
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.project import Project
 
 LOSE = """
@@ -90,6 +93,70 @@ def test_dry_run(lost: None) -> None:
     execute(printed)
     assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 8
     resyncsequences("--dry-run", "--check", status=1)
+
+
+def test_dry_run_of_a_clone(project: Project) -> None:
+    """The sequence that the clone draws from is its model's: what the clone holds is not."""
+    project.migrate()
+    execute(
+        """
+        ALTER TABLE auth_group ALTER id DROP IDENTITY;
+        CREATE SEQUENCE s OWNED BY auth_group.id;
+        ALTER TABLE auth_group ALTER id SET DEFAULT nextval('s');
+        CREATE SCHEMA clone;
+        CREATE TABLE clone.auth_group (LIKE auth_group INCLUDING ALL);
+        INSERT INTO clone.auth_group VALUES (1000000, 'one')
+        """
+    )
+    printed = resyncsequences("--schema", "clone", "--restore-defaults", "--dry-run")
+    assert "\n-- SELECT pg_catalog.setval('public.s', 1000000)" in printed
+    execute(printed)
+    assert value("INSERT INTO clone.auth_group (name) VALUES ('new') RETURNING id") == 1_000_001
+    assert value("SELECT last_value FROM s") == 1
+    assert "Then run it again" not in resyncsequences("--dry-run", "--restore-defaults")
+
+
+def test_dry_run_under_a_policy(lost: None, database: str) -> None:
+    execute(
+        f"""
+        CREATE ROLE {database}_owner;
+        GRANT ALL ON SCHEMA public TO {database}_owner;
+        ALTER TABLE auth_group OWNER TO {database}_owner;
+        ALTER TABLE auth_group ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE auth_group FORCE ROW LEVEL SECURITY;
+        """
+    )
+    printed = resyncsequences("--dry-run", "--restore-defaults", "--table", "auth_group")
+    with pytest.raises(ProgrammingError, match="row-level security"):
+        execute(f"SET ROLE {database}_owner; {printed}")
+    execute("ROLLBACK; RESET ROLE")
+    assert not value(IS_IDENTITY, ["auth_group"])
+
+
+def test_names_are_printed_as_they_are(project: Project) -> None:
+    with override_table("two  spaces"):
+        execute('CREATE TABLE "two  spaces" (id serial)')
+        printed = resyncsequences("--check", status=1)
+    assert '  type: ALTER TABLE public."two  spaces" ADD PRIMARY KEY (id);\n' in printed
+
+
+def test_json_says_why_one_was_not_restored(lost: None) -> None:
+    execute(
+        "ALTER TABLE auth_group DROP CONSTRAINT auth_group_pkey CASCADE;"
+        "ALTER TABLE auth_group ALTER id DROP NOT NULL;"
+        "INSERT INTO auth_group (name) VALUES ('none')"
+    )
+    document = json.loads(resyncsequences("--json", "--restore-defaults", status=1))
+    assert document["lost"][0]["reason"] == (
+        "it has no default or identity; not restored: "
+        'column "id" of relation "auth_group" contains null values'
+    )
+
+
+def test_check_changes_nothing(lost: None) -> None:
+    with pytest.raises(SystemExit):
+        call_command("resyncsequences", check=True, restore_defaults=True, stdout=io.StringIO())
+    assert not value(IS_IDENTITY, ["auth_group"])
 
 
 def test_json(lost: None) -> None:
@@ -214,7 +281,7 @@ def test_the_system_check(lost: None) -> None:
         "Tables of the database 'default' have lost what their models need: "
         "public.auth_group.id (lost default), public.auth_user_groups.id (lost key)."
     )
-    assert check_losses(None) == []
+    assert check_databases(None) == []
 
 
 def test_one_table_of_another_schema(project: Project) -> None:
@@ -231,17 +298,23 @@ def test_one_table_of_another_schema(project: Project) -> None:
     assert "lost default" in resyncsequences("--check", "--table", "AUTH_GROUP", status=1)
 
 
+@contextmanager
+def override_table(name: str) -> Iterator[None]:
+    meta = apps.get_model("auth.Group")._meta
+    before, meta.db_table = meta.db_table, name
+    try:
+        yield
+    finally:
+        meta.db_table = before
+
+
 def test_a_schema_that_a_model_names_itself_is_another(project: Project) -> None:
     project.migrate()
     execute("CREATE SCHEMA archive; ALTER TABLE auth_group SET SCHEMA archive")
     execute("ALTER TABLE archive.auth_group ALTER id DROP IDENTITY")
-    meta = apps.get_model("auth.Group")._meta
-    meta.db_table = 'archive"."auth_group'
-    try:
+    with override_table('archive"."auth_group'):
         assert resyncsequences("--restore-defaults", "--schema", "public") == (
             "7 sequences feed a key: 7 in sync.\n"
         )
         assert not value(IS_IDENTITY, ["archive.auth_group"])
         assert "restored" in resyncsequences("--restore-defaults")
-    finally:
-        meta.db_table = "auth_group"

@@ -440,3 +440,89 @@ def test_percent_used(database: str, column: str, sequence: str, last: int, perc
 def test_percent_used_of_what_could_not_be_read(database: str) -> None:
     execute("CREATE SEQUENCE s; CREATE TABLE t (id text DEFAULT nextval('s') PRIMARY KEY)")
     assert first_finding().percent_used is None
+
+
+# --- What is restored beside others ---------------------------------------------------------------
+
+NEED = [Need(None, "t", "id", is_auto=True)]
+BESIDE = {
+    "an heir": """
+        CREATE TABLE t (id int PRIMARY KEY, name text);
+        CREATE SEQUENCE other START 1000;
+        CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t);
+        ALTER TABLE heir ALTER id SET DEFAULT nextval('other')
+    """,
+    "an heir, and the sequence of a serial": """
+        CREATE TABLE t (id int PRIMARY KEY, name text);
+        CREATE SEQUENCE t_id_seq;
+        CREATE SEQUENCE other START 1000;
+        CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t);
+        ALTER TABLE heir ALTER id SET DEFAULT nextval('other')
+    """,
+    "an heir that draws from another table's sequence": """
+        CREATE TABLE another (id serial);
+        ALTER SEQUENCE another_id_seq RESTART 1000;
+        CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval('another_id_seq'), name text);
+        CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)
+    """,
+    "partitions": """
+        CREATE TABLE t (id int, name text) PARTITION BY LIST (name);
+        CREATE SEQUENCE t_id_seq OWNED BY t.id;
+        CREATE SEQUENCE other START 1000;
+        CREATE TABLE heir PARTITION OF t FOR VALUES IN ('x');
+        ALTER TABLE heir ALTER id SET DEFAULT nextval('other')
+    """,
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_heirs_keep_their_defaults(database: str, name: str) -> None:
+    execute(BESIDE[name])
+    (loss,) = losses(connection, NEED, ["public"])
+    restore(connection, loss)
+    assert value("INSERT INTO heir (name) VALUES ('x') RETURNING id") == 1000
+    assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 1
+
+
+USED = {
+    "by name": "CREATE TABLE u (id int DEFAULT nextval(('t_id_seq'::text)::regclass), name text)",
+    "by a domain": """
+        CREATE DOMAIN d AS int DEFAULT nextval('t_id_seq');
+        CREATE TABLE u (id d, name text)
+    """,
+    "by another's default": "CREATE TABLE u (id int DEFAULT nextval('t_id_seq'), name text)",
+}
+
+
+@pytest.mark.parametrize("how", USED)
+def test_a_sequence_that_others_use_is_not_taken(database: str, how: str) -> None:
+    execute("CREATE TABLE t (id int PRIMARY KEY); CREATE SEQUENCE t_id_seq")
+    execute(USED[how])
+    (loss,) = losses(connection, NEED, ["public"])
+    restore(connection, loss)
+    execute("DROP TABLE t")
+    assert value("INSERT INTO u (name) VALUES ('x') RETURNING id") == 1
+
+
+FILL = "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+TRIGGER = "CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"{FILL}; {TRIGGER} fill(); ALTER TABLE t DISABLE TRIGGER g",
+        f"{TRIGGER} tsvector_update_trigger(words, 'pg_catalog.simple', name)",
+    ],
+)
+def test_a_trigger_that_fills_nothing(database: str, sql: str) -> None:
+    execute(f"CREATE TABLE t (id int PRIMARY KEY, name text, words tsvector); {sql}")
+    assert [each.status for each in losses(connection, NEED, ["public"])] == ["lost default"]
+
+
+def test_a_trigger_that_may_fill_it(database: str) -> None:
+    execute(f"CREATE TABLE t (id int PRIMARY KEY, name text); {FILL}; {TRIGGER} fill()")
+    assert losses(connection, NEED, ["public"]) == []
+    (loss,) = losses(connection, NEED, ["public"], force=True)
+    restore(connection, loss)
+    assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 1

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -147,6 +148,7 @@ class Command(BaseCommand):
         try:
             with ending_on_signals(connection):
                 self.tally.lost = self._lost(connection)
+                self.format.begin(self.tally.lost)
                 for loss in self.tally.lost:
                     self._annotate("Lost by a table", loss)
                 self._go_through(connection, self._feeds(connection))
@@ -191,22 +193,30 @@ class Command(BaseCommand):
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what is lost after it."""
         found = self._find_lost(connection)
-        if self.options["restore_defaults"] and not self.options["dry_run"]:
-            losses.restore_all(connection, found, self._tell)
-            found = self._find_lost(connection)  # another session may have restored some
+        if self.options["restore_defaults"] and self._may_change():
+            why = losses.restore_all(connection, found, self._tell)
+            found = [  # another session may have restored some
+                replace(loss, reason=f"{loss.reason}; not restored: {why[loss.place]}")
+                if loss.is_restorable and loss.place in why
+                else loss
+                for loss in self._find_lost(connection)
+            ]
         return found
 
+    def _may_change(self) -> bool:
+        return not (self.options["check"] or self.options["dry_run"])
+
     def _find_lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
-        needs = needs_of_apps(connection, self.labels)
+        needs, force = needs_of_apps(connection, self.labels), self.options["force"]
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 places = {place_of(connection, name) for name in tables}
             schemas = [schema for schema, _ in places]
-            found = losses_of(connection, needs, schemas)
+            found = losses_of(connection, needs, schemas, force=force)
             found = [loss for loss in found if (loss.schema, loss.table) in places]
         else:
             schemas = current_schemas(connection) if self.labels else self._schemas(connection)
-            found = losses_of(connection, needs, schemas)
+            found = losses_of(connection, needs, schemas, force=force)
             if self.options["schemas"]:  # a model may name another one itself
                 found = [loss for loss in found if loss.schema in schemas]
         return found
@@ -247,8 +257,7 @@ class Command(BaseCommand):
         options = self.options
         terms = Terms(options["headroom"], options["scan"], options["force"])
         self.progress = Progress(self.stderr, len(feeds))
-        move = not (options["check"] or options["dry_run"])
-        for findings in survey(connection, feeds, terms, move=move):
+        for findings in survey(connection, feeds, terms, move=self._may_change()):
             for finding in findings:
                 self.tally.add(finding)
                 self.format.add(finding)
@@ -331,8 +340,7 @@ class Command(BaseCommand):
         done = self.tally.counts.total()
         if self.progress is None:
             return "Interrupted before any sequence was checked."
-        moves_none = self.options["check"] or self.options["dry_run"]
-        next_one = "" if moves_none else "; the next one may have been moved, too"
+        next_one = "; the next one may have been moved, too" if self._may_change() else ""
         return f"Interrupted after {done} of {self.progress.total} sequences{next_one}."
 
 
