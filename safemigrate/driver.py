@@ -203,12 +203,12 @@ def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
-    """Return the text of a statement: a string, bytes, or a driver's Composable."""
+    """Return the text of a string, bytes or a driver's Composable, or "" if it has none."""
     if isinstance(sql, str):
         return sql
-    if isinstance(sql, bytes):
-        return sql.decode()
-    return str(sql.as_string(connection.connection))
+    with suppress(Exception):  # whatever a stranger's as_string() raises
+        return sql.decode() if isinstance(sql, bytes) else str(sql.as_string(connection.connection))
+    return ""
 
 
 def backend_pid(driver: Any) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from django.db.models.signals import pre_migrate
 from django.dispatch import Signal
 
 if TYPE_CHECKING:
@@ -32,3 +33,25 @@ def receiving(signal: Signal, receiver: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         signal.disconnect(receiver)
+
+
+@contextmanager
+def receiving_plans(receiver: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call ``receiver`` with the alias and the plan of each ``migrate`` in the block that has one.
+
+    Once, though ``pre_migrate`` is sent for each app; and before the project's own receivers, which
+    may write.
+    """
+    met: list[Any] = []
+
+    def receive(using: str, plan: Any, **_: object) -> None:
+        if plan and not any(each is plan for each in met):
+            met.append(plan)
+            receiver(using, plan)
+
+    receive.is_ours = True  # type: ignore[attr-defined]
+    with receiving(pre_migrate, receive):
+        with pre_migrate.lock:  # Django calls receivers in the order in which they were connected
+            pre_migrate.receivers.sort(key=lambda each: not hasattr(each[1], "is_ours"))
+            pre_migrate.sender_receivers_cache.clear()
+        yield

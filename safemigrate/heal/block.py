@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.db.models.signals import pre_migrate
 
 from safemigrate import conf
 from safemigrate.report import Report
-from safemigrate.signals import receiving
+from safemigrate.signals import receiving_plans
 
 from .wrapper import Wrapper
 
@@ -73,12 +72,12 @@ def healing_migrate(
     ``sweeping()`` is entered while the sequences are checked before the first migration.
     """
 
-    def sweep(using: str, plan: Any, **kwargs: Any) -> None:
-        if plan and (wrapper := wrapper_of(connections[using])):
+    def sweep(using: str, plan: Any) -> None:
+        if wrapper := wrapper_of(connections[using]):
             with sweeping():
                 wrapper.sweep()
 
-    with _wrapped(None, report, max_retries, move=heal), receiving(pre_migrate, sweep):
+    with _wrapped(None, report, max_retries, move=heal), receiving_plans(sweep):
         yield
 
 

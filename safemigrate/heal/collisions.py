@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"
 PRIMARY_KEY_IN_TEXT = re.compile(r'"((?:[^"]|"")+)_pkey"')
+VALUE_IN_DETAIL = re.compile(r"\([^()]*\)=\((-?\d+)\)")  # in all languages
 WRITING = frozenset({"insert", "update", "merge"})
 WRITING_WITHIN = re.compile(rf"\b(?:{'|'.join(WRITING)})\b", re.IGNORECASE)
 DUPLICATES = (
@@ -34,8 +35,8 @@ CONCURRENT_DDL = (
     "the command again."
 )
 GENUINE = (
-    "Genuine duplicate in {table}: no sequence that feeds {columns} is behind, so the statement, "
-    "or a trigger or function that it calls, supplied this value itself."
+    "Genuine duplicate in {table}: no sequence that feeds {columns} has given this value. The "
+    "statement, or a trigger or function that it calls, supplied it itself."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
@@ -49,12 +50,14 @@ LATER = "After the rollback, check {table} with: python manage.py resyncsequence
 class Collision:
     """A violation as the server reported it; ``schema`` is None if only its text was available.
 
-    ``is_of_stored_rows`` means that no row was added: an index was to be built over duplicates.
+    ``value`` is the number that was there already, as far as the server says. ``is_of_stored_rows``
+    means that no row was added: an index was to be built over duplicates.
     """
 
     schema: str | None
     table: str
     constraint: str
+    value: int | None = None
     is_of_stored_rows: bool = False
 
     def __str__(self) -> str:
@@ -77,23 +80,22 @@ def collision_of(error: BaseException) -> Collision | None:
     if diag is not None and diag.table_name:
         # The server's function that found it: sorting rows for an index, not inserting one.
         is_of_stored_rows = str(diag.source_function).startswith("comparetup_index")
-        return Collision(diag.schema_name, diag.table_name, diag.constraint_name, is_of_stored_rows)
+        taken = VALUE_IN_DETAIL.search(diag.message_detail or "")
+        value = int(taken[1]) if taken else None
+        names = diag.schema_name, diag.table_name, diag.constraint_name
+        return Collision(*names, value, is_of_stored_rows)
     if match := PRIMARY_KEY_IN_TEXT.search(str(error)):
         table = match[1].replace('""', '"')
         return Collision(None, table, f"{table}_pkey")
     return None
 
 
-def why_not_retried(sql: Any, connection: BaseDatabaseWrapper, *, many: bool, retries: int) -> str:
+def why_not_retried(text: str, *, many: bool, retries: int) -> str:
     """Say why a statement that failed in autocommit is not retried; empty if it is."""
     if retries == 0:
         return "retries are off"
     if many:  # psycopg2 commits each, and a generator gives none a second time
         return "its first rows may be committed already, and cannot be asked for again"
-    try:
-        text = driver.text_of(sql, connection)
-    except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
-        text = ""
     verb = verb_of_one_statement(text)
     if not verb:
         return "it may be several statements, some of them committed already"
@@ -111,10 +113,10 @@ class Judge:
         self._move = move
 
     def heals(self, error: BaseException, *, refusal: str = "") -> bool:
-        """Resync what ``error`` collided on; return whether a sequence moved. Never raises.
+        """Resync what ``error`` collided on; return whether to retry. Never raises.
 
-        Otherwise, or if a ``refusal`` keeps the statement from being retried, the error gets a
-        note.
+        That is where a sequence has moved, and no ``refusal`` keeps the statement from being sent
+        again. Otherwise the error gets a note.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
@@ -126,6 +128,7 @@ class Judge:
                 collision.schema,
                 collision.table,
                 collision.constraint,
+                value=collision.value,
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
@@ -133,12 +136,12 @@ class Judge:
             self._audience.explain(error, why_not)
             return False
         has_moved = any(each.moved_to is not None for each in feeding.findings)
+        is_retried = has_moved and not refusal
         for finding in feeding.findings:
-            self._audience.tell_of(finding, is_retried=has_moved and not refusal, is_expected=True)
-        if has_moved and not refusal:
-            return True
-        self._audience.explain(error, _verdict(collision, feeding, refusal))
-        return has_moved
+            self._audience.tell_of(finding, is_retried=is_retried, is_expected=True)
+        if not is_retried:
+            self._audience.explain(error, _verdict(collision, feeding, refusal))
+        return is_retried
 
     def explain(self, leaving: BaseException) -> None:
         """Add a note to each collision behind ``leaving`` that no retry has judged."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,48 +13,36 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Table:
-    # The columns for which statements have supplied values; None once that may be all of them.
-    given: frozenset[str] | None = frozenset()
-    # The columns that a sequence feeds, according to the last check.
-    fed: frozenset[str] | None = None
-    # How many values the sequence can give before one is taken; None if no end is in sight.
-    free: int | None = 0
+class _Check:
+    """What the last check of a table found.
 
-    def is_disturbed_for(self, insert: Write) -> bool:
-        """Tell whether ``insert`` leaves out a column for which the run has supplied values.
+    ``fed`` are the columns that a sequence feeds, ``free`` is how many values it can give before
+    one is taken; None if no end is in sight.
+    """
 
-        Once it is known what the sequences feed, no other column matters.
-        """
-        if insert.columns is None or (self.free is None or self.free > 0):
-            return False
-        if self.fed is None:
-            return self.given is None or not self.given <= insert.columns
-        drawn = self.fed - insert.columns
-        return bool(drawn if self.given is None else drawn & self.given)
-
-    def give(self, columns: frozenset[str] | None) -> None:
-        self.given = None if columns is None or self.given is None else self.given | columns
-        if columns is None or self.fed is None or columns & self.fed:
-            self.free = 0
-
-    def draw(self, count: int | None) -> None:
-        if self.free is not None:
-            self.free = max(0, self.free - count) if count is not None else 0
+    fed: frozenset[str]
+    free: int | None
 
 
-@dataclass
 class Disturbed:
     """What the statements of one connection have supplied, by the tables' unqualified names."""
 
-    _tables: defaultdict[str, _Table] = field(default_factory=lambda: defaultdict(_Table))
-    # Of the tables of these names some could not be checked; those written so have been, since.
-    _unchecked: set[str] = field(default_factory=set)
-    _checked: set[str] = field(default_factory=set)
+    def __init__(self) -> None:
+        # The columns for which statements have supplied values; None once that may be all of them.
+        self._given: dict[str, frozenset[str] | None] = {}
+        # By the names as written, too: tables of several schemas may share one.
+        self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
+        self._unchecked: set[str] = set()
 
     def mark_unchecked(self, names: Iterable[str]) -> None:
         """Remember tables whose sequences the sweep could not check."""
         self._unchecked.update(names)
+        self.forget_unchecked()  # those of another tenant may have been, since
+
+    def forget_unchecked(self) -> None:
+        """Have those tables checked again, as once an index may have made a number unique."""
+        for name in self._unchecked:
+            self._checks.pop(name, None)
 
     def is_unchecked(self, insert: Write) -> bool:
         """Tell whether the sweep could not check what the INSERT draws from.
@@ -62,7 +50,7 @@ class Disturbed:
         Once the run has given keys, those that were there before can't be told from them: then it
         is a disturbed table like any other.
         """
-        is_unchecked = insert.name in self._unchecked and insert.table not in self._checked
+        is_unchecked = insert.name in self._unchecked and self._check_of(insert) is None
         return is_unchecked and not self._is_disturbed_for(insert)
 
     def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
@@ -71,21 +59,40 @@ class Disturbed:
             return insert in leading
         return self.is_unchecked(insert)
 
+    def _check_of(self, insert: Write) -> _Check | None:
+        return self._checks[insert.name].get(insert.table)
+
     def _is_disturbed_for(self, insert: Write) -> bool:
-        table = self._tables.get(insert.name)
-        return table is not None and table.is_disturbed_for(insert)
+        """Tell whether ``insert`` leaves out a column for which the run has supplied values.
+
+        Once it is known what the sequences feed, no other column matters.
+        """
+        given = self._given.get(insert.name, frozenset())
+        check = self._check_of(insert)
+        if insert.columns is None or (check and check.free != 0):
+            return False
+        if check is None:
+            return given is None or not given <= insert.columns
+        drawn = check.fed - insert.columns
+        return bool(drawn if given is None else drawn & given)
 
     def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
         """Remember what a check found: the columns that are fed, and how many draws are free."""
-        table = self._tables[insert.name]
-        table.fed, table.free = fed, free
-        self._checked.add(insert.table)
+        self._checks[insert.name][insert.table] = _Check(fed, free)
+
+    def draw(self, inserts: Iterable[Write], count: int | None) -> None:
+        """Remember that rows were inserted, or failed to be; None is an unknown number."""
+        for insert in inserts:
+            for check in self._checks[insert.name].values():
+                if check.free is not None:
+                    check.free = 0 if count is None else max(0, check.free - count)
 
     def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
         """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""
-        for insert in inserts:
-            table = self._tables[insert.name]
-            table.draw(count)
-            table.give(insert.columns)
-        for update in updates:
-            self._tables[update.name].give(update.columns)
+        self.draw(inserts, count)
+        for write in (*inserts, *updates):
+            given, columns = self._given.get(write.name, frozenset()), write.columns
+            self._given[write.name] = None if columns is None or given is None else given | columns
+            for check in self._checks[write.name].values():
+                if columns is None or columns & check.fed:
+                    check.free = 0

@@ -55,11 +55,10 @@ READING = frozenset(
 )
 # Statements that may hold others within themselves, or are read to the end of the text like those.
 NESTING = frozenset("with explain prepare merge copy create update".split())
-# Statements that insert themselves, unless one of these may make room for the row first.
-INSERTING = frozenset("insert with merge".split())
 CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
+# One of these may make room for the row first.
 REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -79,7 +78,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Heads:
-    """The INSERTs and UPDATEs that a text holds, and whether it may insert at all.
+    """The INSERTs and UPDATEs that a text holds, and whether it may insert, or make a key, at all.
 
     ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
     the first statement, if it is not merely explained, prepared or written into a function, and its
@@ -90,9 +89,10 @@ class Heads:
     updates: tuple[Write, ...] = ()
     may_insert: bool = True
     leading: frozenset[Write] = frozenset()
+    may_make_unique: bool = True
 
 
-NOTHING = Heads(may_insert=False)
+NOTHING = Heads(may_insert=False, may_make_unique=False)
 UNREAD = Heads()
 
 
@@ -105,10 +105,11 @@ def _read(sql: str) -> Heads:
     inserts: dict[Write, None] = {}
     updates: dict[Write, None] = {}
     leading: frozenset[Write] = frozenset()
-    may_insert = False
+    may_insert = may_make_unique = False
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
+        may_make_unique = may_make_unique or verb in ("alter", "create")
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
@@ -116,7 +117,7 @@ def _read(sql: str) -> Heads:
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
-    return Heads(tuple(inserts), tuple(updates), may_insert, leading)
+    return Heads(tuple(inserts), tuple(updates), may_insert, leading, may_make_unique)
 
 
 _read_and_remember = lru_cache(maxsize=512)(_read)
@@ -178,7 +179,7 @@ def _may_insert(verb: str, sql: str, start: int) -> bool:
 
 
 def _inserts_at_once(verb: str, sql: str, start: int) -> bool:
-    return verb == "insert" or (verb in INSERTING and not REMOVAL.search(sql, start))
+    return verb == "insert" or (verb in {"with", "merge"} and not REMOVAL.search(sql, start))
 
 
 def _may_give_way(sql: str, insert: Write) -> bool:

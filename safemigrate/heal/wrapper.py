@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
-from safemigrate.sequences.recheck import recheck
+from safemigrate.sequences.recheck import Recheck, recheck
 from safemigrate.sequences.scope import current_schemas
 from safemigrate.sequences.sweep import sweep
 
@@ -54,31 +54,23 @@ class Wrapper:
         many: bool,  # noqa: FBT001 - as Django calls it
         context: dict[str, Any],
     ) -> Any:
-        heads = read(sql) if isinstance(sql, str) else self._read(sql)
+        text = driver.text_of(sql, self.connection)
+        heads = read(text) if text else UNREAD
         if heads.may_insert:
             self._prepare(heads)
         try:
             result = execute(sql, params, many, context)
-        except IntegrityError as error:
-            failure = error
-        else:
-            if heads.inserts or heads.updates:
-                count = None if many else context["cursor"].rowcount
-                self._disturbed.learn(heads.inserts, heads.updates, count)
-            for insert in heads.inserts if self._left else ():
-                if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
-                    self.audience.tell_of(left)
-            return result
-        failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
-        if not driver.is_idle(self.connection):
-            raise failure
-        return self._retry(failure, partial(execute, sql, params, many, context), sql, many=many)
-
-    def _read(self, sql: Any) -> Heads:
-        try:
-            return read(driver.text_of(sql, self.connection))
-        except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
-            return UNREAD
+        except Error as failure:
+            self._disturbed.draw(heads.inserts, None)  # a failed row has used up a value
+            if not isinstance(failure, IntegrityError):
+                raise
+            failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
+            if not driver.is_idle(self.connection):
+                raise
+            send = partial(execute, sql, params, many, context)
+            return self._retry(failure, send, text, many=many)
+        self._learn(heads, None if many else context["cursor"].rowcount)
+        return result
 
     # Before a statement.
 
@@ -122,10 +114,9 @@ class Wrapper:
                 insert.table,
                 given=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
-            )
-            fed = found.columns if found else frozenset()
-            self._disturbed.settle(insert, fed, found.free if found else None)
-            for finding in found.findings if found else ():
+            ) or Recheck(frozenset(), [], None)
+            self._disturbed.settle(insert, found.columns, found.free)
+            for finding in found.findings:
                 self.audience.tell_of(finding)
 
     def _can_send(self) -> bool:
@@ -144,13 +135,25 @@ class Wrapper:
                 return  # the statement itself will report that
             self.audience.note(f"{what}: {one_line(str(error))}")
 
+    # After a statement.
+
+    def _learn(self, heads: Heads, count: int | None) -> None:
+        """Remember what a statement has written, ``count`` rows, as far as its text says."""
+        if heads.inserts or heads.updates:
+            self._disturbed.learn(heads.inserts, heads.updates, count)
+        if heads.may_make_unique:
+            self._disturbed.forget_unchecked()
+        for insert in heads.inserts if self._left else ():
+            if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
+                self.audience.tell_of(left)
+
     # After one that failed in autocommit.
 
     def _retry(
-        self, failure: IntegrityError, send: Callable[[], Any], sql: Any, *, many: bool
+        self, failure: IntegrityError, send: Callable[[], Any], text: str, *, many: bool
     ) -> Any:
-        refusal = why_not_retried(sql, self.connection, many=many, retries=self._retries)
-        if not self._judge.heals(failure, refusal=refusal) or refusal:
+        refusal = why_not_retried(text, many=many, retries=self._retries)
+        if not self._judge.heals(failure, refusal=refusal):
             raise failure
 
         def send_again() -> Any:

@@ -81,7 +81,6 @@ class LockHeldByParentError(LockError):
     """This run was started by the one that holds the lock, which may be waiting for it."""
 
     def __init__(self, alias: str, holder: Holder) -> None:
-        self.holder = holder
         super().__init__(
             f'The migration lock of database "{alias}" is held by {holder}, which has started '
             "this run and may be waiting for it.\n"
@@ -129,7 +128,7 @@ def migration_lock(
             ):
                 yield lock
         finally:
-            lock.lost = not lock.release()
+            lock.release()
 
 
 # All of it is local to the transaction, because behind a pooler others use the session as well. If
@@ -377,10 +376,10 @@ class MigrationLock:
         if why:
             raise LockLostError(self.alias, why)
 
-    def release(self) -> bool:
-        """Release the lock; return False if it was lost during the run and nobody was told."""
+    def release(self) -> None:
+        """Release the lock; it is ``lost`` if it was so during the run and nobody was told."""
         if os.getpid() != self.process or self.is_given_up:
-            return True
+            return
         try:
             with driver.cursor(self.twin) as ours:
                 ours.execute("ROLLBACK")
@@ -391,8 +390,7 @@ class MigrationLock:
                 first_line(error),
                 extra={"using": self.alias},
             )
-            return False
-        return True
+            self.lost = True
 
     def close(self) -> None:
         """Close the connection, except in a forked child: its socket is the parent's."""

@@ -12,9 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models.signals import pre_migrate
-
-from safemigrate.signals import receiving
+from safemigrate.signals import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,16 +34,16 @@ class Step:
     is_backwards: bool
     state: ProjectState
     editor: BaseDatabaseSchemaEditor
-    method: Callable[[ProjectState, BaseDatabaseSchemaEditor], ProjectState]
+    method: Callable[[ProjectState], ProjectState]
 
     @property
     def is_the_projects(self) -> bool:
         """Whether the migration has an ``apply()`` or ``unapply()`` of its own."""
         name = "unapply" if self.is_backwards else "apply"
-        return not _is_not_the_projects(getattr(type(self.migration), name))
+        return _is_the_projects(getattr(type(self.migration), name))
 
     def run(self, state: ProjectState | None = None) -> ProjectState:
-        return self.method(state or self.state, self.editor)
+        return self.method(state or self.state)
 
 
 @contextmanager
@@ -53,19 +51,14 @@ def around_migrations(
     connection: BaseDatabaseWrapper, around: Callable[[Step], ProjectState]
 ) -> Iterator[None]:
     """Call ``around`` in place of each migration of the connection's plans that isn't faked."""
-    met: list[Migration] = []
 
-    def replace(using: str, plan: Any, **_: object) -> None:
-        if using != connection.alias:
-            return
-        for migration, is_backwards in plan:
-            if not any(each is migration for each in met):  # the signal is sent for each app
-                met.append(migration)
-                name = "unapply" if is_backwards else "apply"
-                method = _calling(around, migration, getattr(migration, name), is_backwards)
-                stack.enter_context(_replaced(migration, name, method))
+    def replace(using: str, plan: Any) -> None:
+        for migration, is_backwards in plan if using == connection.alias else ():
+            name = "unapply" if is_backwards else "apply"
+            method = _calling(around, migration, getattr(migration, name), is_backwards)
+            stack.enter_context(_replaced(migration, name, method))
 
-    with ExitStack() as stack, receiving(pre_migrate, replace):
+    with ExitStack() as stack, receiving_plans(replace):
         yield
 
 
@@ -82,7 +75,7 @@ def _calling(
         *args: Any,
         **kwargs: Any,
     ) -> ProjectState:
-        def call(state: ProjectState, schema_editor: BaseDatabaseSchemaEditor) -> ProjectState:
+        def call(state: ProjectState) -> ProjectState:
             return method(state, schema_editor, *args, **kwargs)
 
         return around(Step(migration, is_backwards, project_state, schema_editor, call))
@@ -106,13 +99,13 @@ def _with_python(operations: Iterable[Operation]) -> Iterator[Operation]:
         yield from _with_python(getattr(operation, "database_operations", ()))
         code = [getattr(operation, name, None) for name in ("code", "reverse_code")]
         default = getattr(getattr(operation, "field", None), "default", None)
-        if not all(map(_is_not_the_projects, (type(operation), *code, default))):
+        if any(map(_is_the_projects, (type(operation), *code, default))):
             yield operation
 
 
-def _is_not_the_projects(code: Any) -> bool:
+def _is_the_projects(code: Any) -> bool:
     code = getattr(code, "func", code)  # behind a functools.partial
-    return not callable(code) or (code.__module__ or "").partition(".")[0] in NOT_THE_PROJECTS
+    return callable(code) and (code.__module__ or "").partition(".")[0] not in NOT_THE_PROJECTS
 
 
 def _after(note: Callable[[], None], method: Callable[..., None]) -> Callable[..., None]:

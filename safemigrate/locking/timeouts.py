@@ -160,7 +160,7 @@ class _Waits:
         many: bool,  # noqa: FBT001 - as Django calls it
         context: dict[str, Any],
     ) -> Any:
-        text = self._text_of(sql)
+        text = driver.text_of(sql, self.connection)
         is_long = queues_nobody(text)
 
         def send() -> Any:
@@ -181,12 +181,6 @@ class _Waits:
             return "" if is_whole and self._drop_left(text, there) else DONE_IN_PART
 
         return self._retry(send, undo, since=monotonic() if is_long else None)
-
-    def _text_of(self, sql: Any) -> str:
-        try:
-            return driver.text_of(sql, self.connection)
-        except Exception:  # noqa: BLE001 - whatever a stranger's as_string() raises
-            return ""
 
     def _invalid_indexes(self, text: str) -> set[str]:
         with driver.cursor(self.connection) as cursor:

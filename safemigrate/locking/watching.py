@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import Error
 from django.db.backends.signals import connection_created
-from django.db.models.signals import pre_migrate
 
 from safemigrate import driver
-from safemigrate.signals import receiving
+from safemigrate.signals import receiving, receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,13 +43,13 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
         if connection.alias == alias and _replace(connection, OFF, ON):
             watched.append(connection.connection)
 
-    def watch_a_plan(using: str, plan: Any, **_: object) -> None:
-        if plan and using == alias and not watched:
+    def watch_a_plan(using: str, plan: Any) -> None:
+        if using == alias and not watched:
             watch(connection)
             stack.enter_context(receiving(connection_created, watch))
 
     alias = connection.alias
-    with ExitStack() as stack, receiving(pre_migrate, watch_a_plan):
+    with ExitStack() as stack, receiving_plans(watch_a_plan):
         try:
             yield
         finally:

@@ -63,7 +63,7 @@ class Sql(Format):
             self.write(comment(AGAIN))
 
     def add(self, finding: Finding) -> None:
-        if finding.status != "in sync" and self.is_listed(finding):
+        if self.is_listed(finding):
             is_restored = any(
                 (key.schema, key.table, key.column) in self._restored
                 for key in finding.sequence.keys

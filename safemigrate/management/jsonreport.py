@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,28 +23,18 @@ if TYPE_CHECKING:
     from safemigrate.report import LockWait
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Something that a run has waited for: ``database`` or ``migration lock``."""
-
-    what: str
-    seconds: float
-    reason: str
-
-
 @dataclass
 class Record:
     """All that the document tells of one run."""
 
     database: str
     report: Report = field(default_factory=Report)
-    notes: list[Note] = field(default_factory=list)
-    waits: list[Wait] = field(default_factory=list)
+    waits: list[dict[str, Any]] = field(default_factory=list)
     blocked_by: list[LockWait] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """Add what the command itself has found."""
-        self.notes.append(Note(self.database, text))
+        self.report.notes.append(Note(self.database, text))
 
     @contextmanager
     def waiting(self, what: str, tell: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
@@ -59,7 +50,8 @@ class Record:
             yield hear
         finally:
             if reasons:
-                self.waits.append(Wait(what, round(monotonic() - started, 3), reasons[0]))
+                passed = round(monotonic() - started, 3)
+                self.waits.append({"for": what, "seconds": passed, "reason": reasons[0]})
 
     def document(self, error: BaseException | None) -> dict[str, Any]:
         resyncs = self.report.resyncs
@@ -69,11 +61,8 @@ class Record:
             "error": f"{type(error).__name__}: {one_line(str(error))}" if error else None,
             "resynced": [asdict(each) for each in resyncs],
             "retried": sum(each.retried for each in resyncs),
-            "notes": [asdict(each) for each in (*self.report.notes, *self.notes)],
-            "waited": [
-                {"for": each.what, "seconds": each.seconds, "reason": each.reason}
-                for each in self.waits
-            ],
+            "notes": [asdict(each) for each in self.report.notes],
+            "waited": self.waits,
             "blocked_by": [asdict(each) for each in self.blocked_by],
         }
 
@@ -99,11 +88,13 @@ def recording(
     Raises CommandError, before anything is done, for a file that can't be written to.
     """
     record = Record(database)
+    process = os.getpid()
     stream = _opened(file) if file is not None else None
     try:
         yield record
     except BaseException as error:
-        _write(record.document(error), stream, tell_note)
+        if os.getpid() == process:  # not a forked child that leaves the run
+            _write(record.document(error), stream, tell_note)
         raise
     _write(record.document(None), stream, tell_note)
 

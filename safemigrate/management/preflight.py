@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 from django.db import Error, connections
-from django.db.models.signals import pre_migrate
 
 from safemigrate.management.losses import command_line
 from safemigrate.sequences.expected import record_that_takes_no_row
-from safemigrate.signals import receiving
+from safemigrate.signals import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,15 +24,11 @@ if TYPE_CHECKING:
 def requiring_record() -> Iterator[None]:
     """Raise CommandError from the block's ``pre_migrate`` where ``django_migrations`` is lost."""
 
-    judged: Any = None
-
-    def require(using: str, plan: Any, **kwargs: Any) -> None:
-        nonlocal judged
+    def require(using: str, plan: Any) -> None:
         connection = connections[using]
         is_recording = any(not is_backwards for _, is_backwards in plan)
-        if plan is judged or not is_recording or connection.vendor != "postgresql":
+        if not is_recording or connection.vendor != "postgresql":
             return
-        judged = plan  # the signal is sent once for each app
         try:
             schema = record_that_takes_no_row(connection)
         except Error:  # migrate itself will meet it, or not
@@ -45,5 +40,5 @@ def requiring_record() -> Iterator[None]:
                 + command_line(using, "--restore-defaults", schema=schema)
             )
 
-    with receiving(pre_migrate, require):
+    with receiving_plans(require):
         yield

@@ -7,16 +7,17 @@ tables: ``relation "…" already exists``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS, ProgrammingError
 from django.db.migrations import AddField, CreateModel
 from django.db.migrations.loader import MigrationLoader
-from django.db.models.signals import pre_migrate
 
 from safemigrate import driver
-from safemigrate.signals import receiving
+from safemigrate.signals import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,10 +30,10 @@ ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_colu
 NOTE = (
     "The database has every table and column that {migration} adds, but django_migrations has no "
     "row for it: an earlier run committed the migration and failed before recording it. If its "
-    "other operations are done too, type: python manage.py migrate {app} {name} --fake{database}"
+    "other operations are done too, type: python manage.py migrate {app} {name} --fake{where}"
 )
 
-Plan = list[tuple["Migration", bool]]
+Plan = Iterable[tuple["Migration", bool]]
 
 
 @contextmanager
@@ -42,31 +43,33 @@ def explaining_unrecorded(
     """Call ``tell`` with what to type if the block fails on such a migration."""
     plans: list[Plan] = []
 
-    def remember(using: str, plan: Plan, **kwargs: Any) -> None:
-        if using == connection.alias and not plans:
+    def remember(using: str, plan: Plan) -> None:
+        if using == connection.alias:
             plans.append(plan)
 
     try:
-        with receiving(pre_migrate, remember):
+        with receiving_plans(remember):
             yield
     except ProgrammingError as error:
-        if driver.sqlstate(error) in ALREADY_THERE and plans:
+        if driver.sqlstate(error) in ALREADY_THERE:
             # What cannot be told (a model that the migration itself renames again) gets no note.
             with suppress(Exception):
-                if migration := _unrecorded(connection, plans[0]):
-                    tell(_note(migration, connection.alias))
+                if migration := _unrecorded(connection, chain(*plans)):
+                    tell(_note(migration, connection))
         raise
 
 
-def _note(migration: Migration, alias: str) -> str:
-    database = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
+    alias, tenant = connection.alias, getattr(connection, "schema_name", None)
+    where = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+    where += f" --schema {tenant}" if tenant else ""  # the other tenants may not have it
     return NOTE.format(
-        migration=migration, app=migration.app_label, name=migration.name, database=database
+        migration=migration, app=migration.app_label, name=migration.name, where=where
     )
 
 
 def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:
-    """Return the first unapplied migration of ``plan``, if everything that it adds is there."""
+    """Return the first unapplied migration of the plans, if everything that it adds is there."""
     loader = MigrationLoader(connection)
     for migration, is_backwards in plan:
         if is_backwards or (migration.app_label, migration.name) in loader.applied_migrations:
@@ -84,10 +87,21 @@ def _added(migration: Migration, apps: StateApps) -> Iterator[tuple[str, set[str
             options = apps.get_model(migration.app_label, operation.name)._meta
             if options.managed and not options.proxy:
                 yield options.db_table, {field.column for field in options.local_concrete_fields}
+                yield from _between(options.local_many_to_many)
         elif isinstance(operation, AddField):
             options = apps.get_model(migration.app_label, operation.model_name)._meta
-            if column := getattr(options.get_field(operation.name), "column", None):
-                yield options.db_table, {column}
+            field: Any = options.get_field(operation.name)
+            if field.many_to_many:
+                yield from _between([field])
+            elif field.column:
+                yield options.db_table, {field.column}
+
+
+def _between(fields: Iterable[Any]) -> Iterator[tuple[str, set[str]]]:
+    """Yield the tables that many-to-many fields bring along."""
+    for field in fields:
+        if field.remote_field.through._meta.auto_created:
+            yield field.remote_field.through._meta.db_table, set()
 
 
 def _is_there(connection: BaseDatabaseWrapper, added: list[tuple[str, set[str]]]) -> bool:

@@ -73,7 +73,7 @@ feed AS MATERIALIZED (
         pg_catalog.unnest(%(relations)s::pg_catalog.oid[]),
         pg_catalog.unnest(%(attributes)s::pg_catalog.int2[]),
         pg_catalog.unnest(%(bare)s::pg_catalog.bool[])
-    ) WITH ORDINALITY AS f (sequence, relation, attribute, is_bare, place)
+    ) AS f (sequence, relation, attribute, is_bare)
 ),
 subscribed AS MATERIALIZED (
     SELECT r.srrelid

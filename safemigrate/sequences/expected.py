@@ -241,7 +241,7 @@ def restore(connection: BaseDatabaseWrapper, loss: Loss) -> None:
 
     Not in a transaction of somebody else's, which would keep our settings, or not be committed.
     """
-    if driver.transaction_status(connection) != driver.IDLE:
+    if connection.in_atomic_block or not driver.is_idle(connection):
         raise NotSupportedError("a table's default is restored outside of transactions only")
     with driver.transaction(connection) as cursor:
         cursor.execute(SETTINGS, [LOCK_TIMEOUT])

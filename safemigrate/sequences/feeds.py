@@ -226,10 +226,10 @@ SELECT f.sequence, f.relation, f.attribute, f.is_bare,
            SELECT FROM lineage AS l
            JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = l.oid AND r.ev_type = '3')
        AND NOT EXISTS (
-           -- Before an INSERT's row, or instead of it.
+           -- Before an INSERT or each of its rows, or instead of it.
            SELECT FROM lineage AS l
            JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = l.oid
-           WHERE NOT g.tgisinternal AND (g.tgtype & 7 = 7 OR g.tgtype & 68 = 68)) AS is_sole
+           WHERE NOT g.tgisinternal AND (g.tgtype & 6 = 6 OR g.tgtype & 68 = 68)) AS is_sole
 FROM (SELECT * FROM own UNION {FEEDS_OF_SEQUENCES}) AS f
 ORDER BY f.sequence, f.relation, f.attribute
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalogue import sequences_of
 from .feeds import feeds_of_table
-from .resync import resync
+from .resync import move_past, resync
 from .state import Finding, check, checking, checking_table
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ LEFT JOIN (pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS ic ON ic.oid = i
   ON i.indrelid = t.oid AND ic.relname = %(constraint)s
 WHERE t.oid = %(oid)s OR (n.nspname = %(schema)s AND t.relname = %(table)s)
 """
+GONE = (
+    "{table} has no constraint {constraint} now: the transaction that failed had made or renamed "
+    "it, and took it back. Whether a sequence was behind then can't be known any more."
+)
 # Whether a key column is left NULL because nothing fills it any more.
 IS_LOST = """
 SELECT NOT a.atthasdef AND a.attidentity = ''
@@ -124,7 +128,7 @@ def _resync_if_taken(
     free = _free(cursor, finding, sole)
     if free != 0 or finding.obstacle:
         return finding, free or None
-    return resync(cursor, sequence), None
+    return move_past(cursor, sequence), None
 
 
 def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
@@ -160,17 +164,20 @@ class Feeding:
     why_not: str = ""
 
 
-def resync_constraint(
+def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
     connection: BaseDatabaseWrapper,
     schema: str | None,
     table: str,
     constraint: str,
     *,
+    value: int | None = None,
     move: bool,
 ) -> Feeding:
     """Check, and with ``move`` resync, the sequences that feed a unique or exclusion constraint.
 
-    The table is looked up by its schema, or by the name alone where ``schema`` is None.
+    The table is looked up by its schema, or by the name alone where ``schema`` is None. Left out
+    are those that have not given the ``value`` that was there already: they are still to come to
+    it, and have others to give until then.
     """
     quoted = table.replace('"', '""')
     with checking_table(connection, f'"{quoted}"') as (cursor, oid):
@@ -184,7 +191,7 @@ def resync_constraint(
             },
         )
         if found is None or not found.columns:
-            return Feeding((), [], f"{table} has no constraint {constraint} any more.")
+            return Feeding((), [], GONE.format(table=table, constraint=constraint))
         feeds, own = feeds_of_table(cursor, found.oid)
         sequences = [
             each
@@ -192,9 +199,11 @@ def resync_constraint(
             if any(key.column in found.columns and key.place in own for key in each.keys)
         ]
         findings = [
-            resync(cursor, each) if move else check(cursor, [each])[0] for each in sequences
+            resync(cursor, each.sequence) if move else each
+            for each in check(cursor, sequences)
+            if not each.is_yet_to_give(value)
         ]
-    return Feeding(tuple(found.columns), findings, "" if findings else _unfed(table, found))
+    return Feeding(tuple(found.columns), findings, "" if sequences else _unfed(table, found))
 
 
 def _unfed(table: str, found: Any) -> str:

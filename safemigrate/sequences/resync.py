@@ -73,20 +73,18 @@ LAST_VALUE = "SELECT pg_catalog.pg_sequence_last_value({oid}) AS last_value"
 TURN = "AND (SELECT t.is_mine IS NOT DISTINCT FROM t.is_mine FROM turn AS t)"
 
 
-def resync(cursor: Cursor, sequence: Sequence, terms: Terms = USUAL) -> Finding:
+def resync(cursor: Cursor, sequence: Sequence) -> Finding:
     """Move ``sequence`` forward, never backward, past the largest key that it feeds.
 
     A sequence that is in sync is not written to; one with an obstacle is only checked.
     """
-    if terms.force:
-        sequence = sequence.forced()
-    finding = check(cursor, [sequence], terms)[0]
+    finding = check(cursor, [sequence])[0]
     if finding.obstacle or not finding.is_behind:
         return finding
-    return move_past(cursor, sequence, terms)
+    return move_past(cursor, sequence)
 
 
-def move_past(cursor: Cursor, sequence: Sequence, terms: Terms) -> Finding:
+def move_past(cursor: Cursor, sequence: Sequence, terms: Terms = USUAL) -> Finding:
     """Move ``sequence``, which was found to be behind and without an obstacle, if it still is."""
     for attempt in range(PAUSES):
         if attempt:

@@ -56,7 +56,7 @@ TABLES = """
 def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
     """List the schemas in which names are looked up now, without the system's."""
     connection.ensure_connection()
-    with driver.cursor(connection) as cursor:
+    with driver.aside(connection) as cursor:
         return [row.name for row in cursor.rows(CURRENT_SCHEMAS)]
 
 
@@ -100,7 +100,7 @@ def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
     models = apps.get_app_config(label).get_models(include_auto_created=True)
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
     connection.ensure_connection()
-    with driver.cursor(connection) as cursor:
+    with driver.aside(connection) as cursor:
         return [row.oid for row in cursor.rows(TABLES, [names])]
 
 

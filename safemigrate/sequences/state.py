@@ -74,6 +74,12 @@ class Finding:
             return "in sync"
         return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
 
+    def is_yet_to_give(self, value: int | None) -> bool:
+        """Tell whether the sequence has surely not given ``value`` so far."""
+        if value is None or self.next_value is None:
+            return False
+        return self.sequence.sign * (value - self.next_value) >= 0
+
     @property
     def new_next_value(self) -> int | None:
         """What the next session gets, if the sequence was moved; otherwise None."""
@@ -143,13 +149,8 @@ SETTINGS = """
 
 
 @contextmanager
-def checking(
-    connection: BaseDatabaseWrapper, *, lock_timeout: str | None = "1s"
-) -> Iterator[Cursor]:
-    """Give a cursor with the settings for a check, which end with the block.
-
-    With a ``lock_timeout`` of None, a check waits for a lock as long as the session would.
-    """
+def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = "1s") -> Iterator[Cursor]:
+    """Give a cursor with the settings for a check, which end with the block."""
     connection.ensure_connection()
     with driver.aside(connection) as cursor:
         cursor.execute(SETTINGS, [lock_timeout])
@@ -167,7 +168,7 @@ def checking_table(
         except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
             yield cursor, None
             return
-        cursor.execute(SETTINGS, [None])
+        cursor.execute(SETTINGS, [None])  # wait for a lock as long as the session would
         yield cursor, oid
 
 

@@ -138,7 +138,6 @@ def sweep(
     connection: BaseDatabaseWrapper,
     *,
     schemas: Iterable[str] | None = None,
-    terms: Terms = USUAL,
     move: bool = True,
 ) -> Iterator[list[Finding]]:
     """Check every sequence of ``schemas`` (None: of all) once; yield what is not in sync.
@@ -147,7 +146,7 @@ def sweep(
     of.
     """
     suspects = _suspects(connection, schemas)
-    for chunk in survey(connection, suspects, terms, move=move) if suspects else ():
+    for chunk in survey(connection, suspects, move=move) if suspects else ():
         if found := [each for each in chunk if each.status != "in sync"]:
             yield found
 

@@ -430,3 +430,90 @@ def test_in_an_event_loop_nothing_can_be_swept(groups: None) -> None:
     )
     assert not report.resyncs
     assert not connection.execute_wrappers
+
+
+NUMBERED = """
+    CREATE SEQUENCE {schema}.ns;
+    CREATE TABLE {schema}.doc (
+        id bigserial PRIMARY KEY, name text, number bigint DEFAULT nextval('{schema}.ns'));
+    INSERT INTO {schema}.doc (name) SELECT repeat('x', 400) FROM generate_series(1, 4000);
+    ALTER SEQUENCE {schema}.ns RESTART
+"""
+
+
+@pytest.mark.parametrize("is_tenant", [True, False])
+def test_a_number_that_becomes_unique_in_each_schema(
+    database: str, monkeypatch: pytest.MonkeyPatch, is_tenant: bool
+) -> None:
+    with ExitStack() as stack:
+        for schema in ("one", "two"):
+            execute(f"CREATE SCHEMA {schema}; {NUMBERED.format(schema=schema)}")
+        if not is_tenant:
+            stack.enter_context(safemigrate.healing("default"))
+        for schema in ("one", "two"):
+            execute(f"SET search_path = {schema}")
+            if is_tenant:
+                monkeypatch.setattr(connections["default"], "schema_name", schema, raising=False)
+                stack.enter_context(safemigrate.healing("default"))
+            execute("INSERT INTO doc (name) SELECT 'none' WHERE false")
+            execute("ALTER TABLE doc ADD UNIQUE (number)")
+            found = value(
+                "INSERT INTO doc (name) VALUES ('a') ON CONFLICT DO NOTHING RETURNING number"
+            )
+            assert found == 4001
+
+
+FAR = "INSERT INTO auth_group (id, name) VALUES (100, 'far')"
+
+
+@pytest.mark.parametrize(
+    ("statement", "note"),
+    [
+        ("INSERT INTO auth_group (id, name) VALUES (100, 'again')", "has given this value"),
+        ("UPDATE auth_group SET id = 100 WHERE id = 1", "has given this value"),
+    ],
+)
+def test_a_key_that_no_sequence_has_given_moves_none(
+    groups: None, statement: str, note: str
+) -> None:
+    execute("SELECT setval('auth_group_id_seq', 3)")
+    with safemigrate.healing() as report:
+        execute(FAR)
+        with pytest.raises(IntegrityError) as caught:
+            execute(statement)
+        assert report.resyncs == []
+        assert note in note_of(caught.value)
+        assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 4
+
+
+def test_a_key_that_was_drawn_and_is_taken_is_jumped_over(groups: None) -> None:
+    """The nearest taken value is the sequence's own doing, whatever lies far ahead."""
+    execute(f"{FAR}; SELECT setval('auth_group_id_seq', 3)")
+    with safemigrate.healing() as report:
+        execute("SELECT setval('auth_group_id_seq', 2)")
+        assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 101
+    assert [each.retried for each in report.resyncs] == [False, True]
+
+
+def test_tables_of_one_name_are_each_rechecked(database: str) -> None:
+    for schema in ("one", "two"):
+        execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.tag (id serial PRIMARY KEY, x int)")
+    with safemigrate.healing("default") as report, transaction.atomic():
+        for schema in ("one", "two"):
+            execute(f"INSERT INTO {schema}.tag (id, x) VALUES (1, 1)")
+        for schema in ("one", "two"):
+            execute(f"INSERT INTO {schema}.tag (x) VALUES (1)")
+    assert [each.schema for each in report.resyncs] == ["one", "two"]
+
+
+@pytest.mark.parametrize("column", ["name", "size"])
+def test_a_failed_insert_uses_up_a_value(database: str, column: str) -> None:
+    execute("CREATE TABLE tag (id serial PRIMARY KEY, name text UNIQUE, size int CHECK (size < 9))")
+    failing = {"name": "'a'", "size": "9"}[column]
+    with safemigrate.healing("default"), transaction.atomic():
+        execute("INSERT INTO tag (id) VALUES (4)")
+        execute("INSERT INTO tag (name) VALUES ('a')")
+        for _ in range(2):
+            with pytest.raises(Error), transaction.atomic():
+                execute(f"INSERT INTO tag ({column}) VALUES ({failing})")
+        assert value("INSERT INTO tag (name) VALUES ('b') RETURNING id") == 5

@@ -480,7 +480,7 @@ def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCapt
         (
             "SELECT 1",
             "INSERT INTO t (id) VALUES (7)",
-            "Genuine duplicate in public.t: no sequence that feeds id is behind",
+            "Genuine duplicate in public.t: no sequence that feeds id has given this",
         ),
         (
             "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",

@@ -147,6 +147,7 @@ class Command(BaseCommand):
             return
         try:
             with ending_on_signals(connection):
+                self.schemas = self._schemas(connection)
                 self.tally.lost = self._lost(connection)
                 self.format.begin(self.tally.lost)
                 for loss in self.tally.lost:
@@ -188,7 +189,7 @@ class Command(BaseCommand):
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 return feeds_of(connection, tables)
-        return feeds_in(connection, self._schemas(connection))
+        return feeds_in(connection, self.schemas)
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what is lost after it."""
@@ -215,10 +216,9 @@ class Command(BaseCommand):
             found = losses_of(connection, needs, schemas, force=force)
             found = [loss for loss in found if (loss.schema, loss.table) in places]
         else:
-            schemas = current_schemas(connection) if self.labels else self._schemas(connection)
-            found = losses_of(connection, needs, schemas, force=force)
+            found = losses_of(connection, needs, self.schemas, force=force)
             if self.options["schemas"]:  # a model may name another one itself
-                found = [loss for loss in found if loss.schema in schemas]
+                found = [loss for loss in found if loss.schema in self.schemas]
         return found
 
     def _tables_of_apps(self, connection: BaseDatabaseWrapper) -> list[int]:
@@ -233,7 +233,8 @@ class Command(BaseCommand):
     def _schemas(self, connection: BaseDatabaseWrapper) -> list[str]:
         schemas: list[str] = self.options["schemas"] or []
         if not (schemas or self.options["all_schemas"]):
-            if current := current_schemas(connection):
+            current = current_schemas(connection)
+            if current or self.labels or self.options["tables"]:
                 return current
             raise CommandError(
                 "No schema is current (search_path). Give --schema or --all-schemas.",
@@ -248,8 +249,7 @@ class Command(BaseCommand):
                 returncode=WRONG,
             )
         if not schemas and len(there) < len(names):
-            if not self.has_left_out:
-                self._tell("A schema was left out: client_encoding cannot express its name.")
+            self._tell("A schema was left out: client_encoding cannot express its name.")
             self.has_left_out = True
         return schemas or there
 

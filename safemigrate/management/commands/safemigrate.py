@@ -139,8 +139,6 @@ class Command(BaseCommand):
             "(RunPython) has run in it.",
         },
     }
-    # Runs that write nothing take no migration lock.
-    options_that_only_read = ("plan", "check_unapplied")
 
     @cached_property
     def migrate(self) -> BaseCommand:
@@ -229,7 +227,7 @@ class Command(BaseCommand):
             )
 
     def takes_lock(self, options: dict[str, Any]) -> bool:
-        return not any(options.get(name) for name in self.options_that_only_read)
+        return not (options.get("plan") or options.get("check_unapplied"))  # they write nothing
 
     def _run(self, choices: _Choices, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         self._refuse_processes(options)
