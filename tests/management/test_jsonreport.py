@@ -212,3 +212,20 @@ def test_a_run_inside_of_a_run_has_its_own(project: Project, file: Path) -> None
     assert read(inner)["exit_status"] == read(file)["exit_status"] == 0
     assert behind() == []
     assert connection.alias == "default"
+
+
+def test_a_forked_child_that_leaves_the_run_writes_none(project: Project, file: Path) -> None:
+    def fork(apps: Any, editor: Any) -> None:
+        if not os.fork():
+            raise SystemExit(3)
+        os.wait()
+
+    process = os.getpid()
+    project.migrate()
+    project.migration(run_python(fork), atomic=False)
+    try:
+        project.migrate(command="safemigrate", json_report=str(file))
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+    assert read(file)["exit_status"] == 0

@@ -6,7 +6,16 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import IntegrityError, ProgrammingError, connection, migrations, models
+from django.core import management
+from django.core.management.commands import migrate
+from django.db import (
+    IntegrityError,
+    ProgrammingError,
+    connection,
+    connections,
+    migrations,
+    models,
+)
 
 from tests.support.databases import binding, execute, put_behind, set_right
 from tests.support.models import create, shop
@@ -122,3 +131,41 @@ def test_backwards(begun: Project) -> None:
     with pytest.raises(ProgrammingError, match="already exists"):
         begun.migrate("app", "0001", command="safemigrate", stderr=err)
     assert "--fake" not in err.getvalue()
+
+
+def test_a_many_to_many_table_that_is_missing(begun: Project) -> None:
+    """A migration that is not atomic may have come as far as the model's own table."""
+    tags = ("tags", models.ManyToManyField("app.Tag"))
+    name = begun.migration(
+        migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True)), tags])
+    )
+    execute("CREATE TABLE app_item (id bigserial PRIMARY KEY)")
+    assert "--fake" not in note_of(begun)
+    execute("CREATE TABLE app_item_tags (id bigserial PRIMARY KEY)")
+    assert FAKE.format(name=name) in note_of(begun)
+
+
+class EachSchema(migrate.Command):
+    """A migrate that runs once for each schema, as those of tenants do."""
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        for schema in ("one", "two"):
+            execute(f"SET search_path = {schema}")
+            connections["default"].schema_name = schema  # type: ignore[attr-defined]
+            super().handle(*args, **options)
+
+
+@pytest.mark.parametrize("is_first_up_to_date", [True, False])
+def test_a_tenant_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch, is_first_up_to_date: bool
+) -> None:
+    execute("CREATE SCHEMA one; CREATE SCHEMA two")
+    name = project.migration(create("Tag"))
+    for schema in ("one", "two"):
+        execute(f"SET search_path = {schema}")
+        project.migrate()
+    unrecorded = "two" if is_first_up_to_date else "one"
+    execute(f"DELETE FROM {unrecorded}.django_migrations WHERE app = 'app'")
+    monkeypatch.setitem(management.get_commands(), "migrate", EachSchema())
+    monkeypatch.setattr(connections["default"], "schema_name", "", raising=False)
+    assert f"{FAKE.format(name=name)} --schema {unrecorded}\n" in note_of(project)
