@@ -272,6 +272,19 @@ CASES = [
             CREATE TRIGGER t BEFORE INSERT ON app_other FOR EACH ROW EXECUTE FUNCTION drops();
         """,
     ),
+    case(
+        "a trigger that makes room for the statement",
+        "INSERT INTO app_other (id, name) VALUES (4, 'old')",
+        "INSERT INTO app_other (name) VALUES ('new')",
+        "INSERT INTO app_other (name) VALUES ('newer')",
+        setup="CREATE TABLE app_other (id serial PRIMARY KEY, name text);"
+        + THREE
+        + """
+            CREATE FUNCTION makes_room() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN DELETE FROM app_other WHERE name = 'old'; RETURN NULL; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON app_other EXECUTE FUNCTION makes_room();
+        """,
+    ),
 ]
 
 

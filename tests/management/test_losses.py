@@ -318,3 +318,15 @@ def test_a_schema_that_a_model_names_itself_is_another(project: Project) -> None
         )
         assert not value(IS_IDENTITY, ["archive.auth_group"])
         assert "restored" in resyncsequences("--restore-defaults")
+
+
+def test_without_autocommit(lost: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits send such projects to this command, whose own SELECT begins a transaction."""
+    connection = connections["default"]
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    assert "; restored\n" in resyncsequences("--restore-defaults", status=1)
+    connection.rollback()
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", True)
+    assert value(IS_IDENTITY, ["auth_group"])
