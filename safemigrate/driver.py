@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+# Python's signal handlers have to wait until a statement of psycopg2's has ended.
+WAITS_IN_C = not is_psycopg3
 # libpq's transaction states.
 IDLE, ACTIVE, IN_TRANSACTION, FAILED, UNKNOWN = range(5)
 # psycopg2's own status of a connection on which it has begun no transaction.
@@ -118,7 +120,9 @@ def deadline(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
 
     Neither driver has a client-side time limit for a statement.
     """
-    with socket.socket(fileno=os.dup(connection.connection.fileno())) as ours:
+    with connection.wrap_database_errors:
+        descriptor = os.dup(connection.connection.fileno())
+    with socket.socket(fileno=descriptor) as ours:
         longest = min(seconds, threading.TIMEOUT_MAX)
         timer = threading.Timer(longest, ours.shutdown, [socket.SHUT_RDWR])
         timer.daemon = True
@@ -195,11 +199,6 @@ def is_of_the_connection(error: BaseException) -> bool:
 def diagnostics(error: BaseException) -> Any:
     """Return libpq's fields of a Django error, or None if its driver's error has none."""
     return getattr(error.__cause__, "diag", None)
-
-
-def waits_in_c(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether Python's signal handlers have to wait until a statement has ended."""
-    return connection.vendor == "postgresql" and not is_psycopg3
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:

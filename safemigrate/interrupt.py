@@ -15,12 +15,13 @@ import threading
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
 from safemigrate import driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 # A signal may come just before a statement is sent.
 CANCEL_EVERY = 0.1
@@ -35,7 +36,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def ending_on_signals() -> Iterator[None]:
     """Raise Terminated on SIGTERM, and let neither it nor Ctrl-C wait for a statement to end.
 
     Only in the main thread, and only if the process has no handler of its own.
@@ -50,7 +51,7 @@ def ending_on_signals(connection: BaseDatabaseWrapper) -> Iterator[None]:
     _has_ended.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with _Canceller(connection) if driver.waits_in_c(connection) else nullcontext():
+        with _Canceller() if driver.WAITS_IN_C else nullcontext():
             yield
     finally:
         if signal.getsignal(signal.SIGTERM) is _terminate:
@@ -115,6 +116,8 @@ with suppress(AttributeError):  # Windows does not fork
 def _end_in_time() -> None:
     """End as without a handler where none is run: psycopg2 connects in C, for minutes maybe."""
     if not _has_ended.wait(PATIENCE):
+        with suppress(OSError):
+            os.write(2, b"safemigrate: Ended by SIGTERM, though the server has not answered.\n")
         os._exit(Terminated.status)
 
 
@@ -124,8 +127,12 @@ class _Canceller:
     Python writes the signal's number to a socket at once, whatever the main thread is doing.
     """
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
+    def __init__(self) -> None:
+        # This thread's connections, whether or not they are open yet.
+        self.connections = []
+        for alias in connections:
+            with suppress(ImproperlyConfigured):
+                self.connections.append(connections[alias])
         self.process = os.getpid()
         self.is_over = threading.Event()
         self.thread = threading.Thread(target=self._wait, daemon=True)
@@ -149,16 +156,20 @@ class _Canceller:
 
     def _wait(self) -> None:
         while heard := self.ours.recv(1):
+            if self.before != -1:  # somebody else's, such as an event loop
+                with suppress(OSError):
+                    os.write(self.before, heard)
             if heard[0] in HANDLERS and signal.getsignal(heard[0]) is HANDLERS[heard[0]]:
                 if heard[0] == signal.SIGTERM:
                     threading.Thread(target=_end_in_time, daemon=True).start()
                 self._cancel()
 
     def _cancel(self) -> None:
-        """Cancel the statement that is running, or that starts within a moment."""
+        """Cancel the statements that are running, or that start within a moment."""
         for _ in range(2):
-            with suppress(Exception):  # the connection may be gone
-                if driver.transaction_status(self.connection) == driver.ACTIVE:
-                    self.connection.connection.cancel()
-                    return
+            for connection in self.connections:
+                with suppress(Exception):  # it may be closed, or another vendor's
+                    if driver.transaction_status(connection) == driver.ACTIVE:
+                        connection.connection.cancel()
+                        return
             self.is_over.wait(CANCEL_EVERY)

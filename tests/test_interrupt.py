@@ -19,7 +19,7 @@ import pytest
 from django.db import connection, connections
 
 from safemigrate.interrupt import Terminated, ending_on_signals
-from tests.support.databases import execute, rows, value
+from tests.support.databases import binding, execute, rows, value
 from tests.support.locks import HERE, holders
 from tests.support.runs import LONG, ROOT, eventually
 from tests.support.sites import Site
@@ -161,7 +161,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_connection(tmp_path: Path, command:
 
 
 def test_the_handler_is_there_for_the_length_of_the_run() -> None:
-    with ending_on_signals(connections["default"]):
+    with ending_on_signals():
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         with pytest.raises(Terminated):
             signal.raise_signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ def test_a_handler_of_the_projects_own_stays(monkeypatch: pytest.MonkeyPatch) ->
 
     before = signal.signal(signal.SIGTERM, own)
     try:
-        with ending_on_signals(connections["default"]):
+        with ending_on_signals():
             assert signal.getsignal(signal.SIGTERM) is own
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -186,7 +186,7 @@ def test_another_thread_sets_no_handler() -> None:
     found: list[Any] = []
 
     def work() -> None:
-        with ending_on_signals(connections["default"]):
+        with ending_on_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -199,7 +199,7 @@ def test_a_handler_that_the_run_sets_stays() -> None:
     def own(*_: Any) -> None: ...
 
     try:
-        with ending_on_signals(connections["default"]):
+        with ending_on_signals():
             signal.signal(signal.SIGTERM, own)
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -211,7 +211,7 @@ def test_a_handler_that_the_run_sets_sees_its_statement_end(which: signal.Signal
     heard: list[int] = []
     before = signal.getsignal(which)
     try:
-        with ending_on_signals(connections["default"]), connection.cursor() as cursor:
+        with ending_on_signals(), connection.cursor() as cursor:
             signal.signal(which, lambda number, frame: heard.append(number))
             process = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {which:d})"
             with subprocess.Popen([sys.executable, "-c", process]):
@@ -221,9 +221,37 @@ def test_a_handler_that_the_run_sets_sees_its_statement_end(which: signal.Signal
     assert heard == [which]
 
 
+def test_the_statement_of_another_database_is_cancelled(database: str) -> None:
+    with binding("other", database):
+        process = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {signal.SIGTERM:d})"
+        with ending_on_signals(), connections["other"].cursor() as cursor:
+            start = time.monotonic()
+            with subprocess.Popen([sys.executable, "-c", process]), pytest.raises(Terminated):
+                cursor.execute("SELECT pg_sleep(300)")
+    assert time.monotonic() - start < LONG
+
+
+def test_what_listens_for_signals_goes_on_hearing_them() -> None:
+    """As an event loop does."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    before = signal.set_wakeup_fd(pythons.fileno())
+    handler = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with ending_on_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            ours.settimeout(LONG)
+            assert ours.recv(1) == bytes([signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+        signal.set_wakeup_fd(before)
+        ours.close()
+        pythons.close()
+
+
 def test_pools_end() -> None:
     """A worker that is told to end before it has begun is not lost."""
-    with ending_on_signals(connections["default"]):
+    with ending_on_signals():
         for _ in range(400):
             child = os.fork()
             if not child:
@@ -236,7 +264,7 @@ def test_pools_end() -> None:
 def test_a_child_that_is_ended_cancels_nothing() -> None:
     has_begun, begin = os.pipe()
     connection.ensure_connection()
-    with ending_on_signals(connections["default"]):
+    with ending_on_signals():
         child = os.fork()
         if not child:
             os.write(begin, b"!")
@@ -252,7 +280,7 @@ def test_a_child_that_is_ended_cancels_nothing() -> None:
 
 def test_a_child_that_leaves_the_run_leaves_it_its_signals() -> None:
     execute("CREATE TABLE spoils (id int)")
-    run = ending_on_signals(connections["default"])
+    run = ending_on_signals()
     run.__enter__()
     try:
         child = os.fork()
@@ -269,7 +297,7 @@ def test_a_child_that_leaves_the_run_leaves_it_its_signals() -> None:
 
 
 def test_a_forked_child_is_ended_as_ever() -> None:
-    with ending_on_signals(connections["default"]):
+    with ending_on_signals():
         child = os.fork()
         if not child:
             signal.raise_signal(signal.SIGTERM)
@@ -279,7 +307,7 @@ def test_a_forked_child_is_ended_as_ever() -> None:
 
 def test_a_forked_child_that_lives_on_is_not_waited_for() -> None:
     """As the workers of a pool that nobody has closed."""
-    with ending_on_signals(connections["default"]):
+    with ending_on_signals():
         child = os.fork()
         if not child:
             time.sleep(5)

@@ -78,12 +78,12 @@ class LockTimeoutError(LockError):
 
 
 class LockHeldByParentError(LockError):
-    """This run was started by the one that holds the lock, which may be waiting for it."""
+    """This run may have been started by the one that holds the lock, and waits for it."""
 
     def __init__(self, alias: str, holder: Holder) -> None:
         super().__init__(
-            f'The migration lock of database "{alias}" is held by {holder}, which has started '
-            "this run and may be waiting for it.\n"
+            f'The migration lock of database "{alias}" is held by {holder}, which may have '
+            "started this run and wait for it.\n"
             "Start it in the same thread, or as a process with the same environment; or with "
             "--no-lock."
         )
@@ -313,7 +313,7 @@ class MigrationLock:
             return
         try:
             connection.ensure_connection()
-        except OperationalError as error:
+        except Error as error:
             raise _TryAgainError from error
         if not connection.is_usable():
             connection.close()
@@ -350,12 +350,15 @@ class MigrationLock:
         if not self.taken or os.getpid() != self.process:
             return True
         try:
-            with driver.cursor(self.twin) as ours:
-                ours.execute("SELECT 1")
+            self._send("SELECT 1")
         except Error as error:
             self._take_again(error)
             return False
         return True
+
+    def _send(self, sql: str) -> None:
+        with driver.deadline(self.twin, SHORTEST_ANSWER), driver.cursor(self.twin) as ours:
+            ours.execute(sql)
 
     def _take_again(self, lost: Error) -> None:
         self.close()
@@ -381,8 +384,7 @@ class MigrationLock:
         if os.getpid() != self.process or self.is_given_up:
             return
         try:
-            with driver.cursor(self.twin) as ours:
-                ours.execute("ROLLBACK")
+            self._send("ROLLBACK")
         except Error as error:
             logger.warning(
                 'The migration lock of database "%s" was lost: %s',

@@ -161,7 +161,7 @@ class _Waits:
         context: dict[str, Any],
     ) -> Any:
         text = driver.text_of(sql, self.connection)
-        is_long = queues_nobody(text)
+        is_long = self._is_idle() and queues_nobody(text)  # in a transaction others queue for more
 
         def send() -> Any:
             with ExitStack() as stack:

@@ -143,6 +143,7 @@ SETTINGS = """
                  ('row_security', 'off'),
                  ('quote_all_identifiers', 'off'),
                  ('constraint_exclusion', 'off'),
+                 ('exit_on_error', 'off'),
                  ('jit', 'off')) AS own (name, value)
     WHERE own.value IS NOT NULL
 """

@@ -25,7 +25,7 @@ from django.test.utils import CaptureQueriesContext
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
 from tests.support.project import Law, Project, run_python
-from tests.support.servers import embedded_server
+from tests.support.servers import moved_to_a_server_of_its_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -594,27 +594,18 @@ NEW = ("from-nothing", "nothing-to-do")
 
 def test_a_run_with_nothing_to_write_sends_nothing_of_ours(seen: Project, law: Law) -> None:
     """Read from the log of a server of the test's own, in which nothing can hide."""
-    with embedded_server("log_statement = 'all'", "log_line_prefix = '[%c] '") as server:
-        socket = str(server.get_postmaster_info().socket_dir)
+    settings = "log_statement = 'all'", "log_line_prefix = '[%c] '"
+    with moved_to_a_server_of_its_own(*settings) as server:
         log = Path(server.pgdata) / "log"
-        settings = connection.settings_dict
-        mine = {"HOST": socket, "PORT": "", "USER": server.postgres_user, "NAME": "postgres"}
-        before = {key: settings[key] for key in mine}
-        connection.close()
-        settings.update(mine)
-        try:
-            law.project.migrate()
-            execute("SELECT setval('django_migrations_id_seq', 1, false)")
-            sent = {}
-            for command in ("migrate", "safemigrate"):
-                connection.close()
-                start = log.stat().st_size
-                law.project.migrate(command=command)
-                connection.close()
-                sent[command] = _longest(log.read_text()[start:])
-        finally:
+        law.project.migrate()
+        execute("SELECT setval('django_migrations_id_seq', 1, false)")
+        sent = {}
+        for command in ("migrate", "safemigrate"):
             connection.close()
-            settings.update(before)
+            start = log.stat().st_size
+            law.project.migrate(command=command)
+            connection.close()
+            sent[command] = _longest(log.read_text()[start:])
 
     assert sent["safemigrate"] == sent["migrate"]
     assert sent["migrate"]

@@ -165,9 +165,19 @@ def giving_up_once(blocker: Blocker, attempts: int = 2) -> Iterator[None]:
 def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
     execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
     blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient(), transaction.atomic():
+    with letting_go_soon(blocker), patient():
         execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
         assert value("SHOW lock_timeout") == "100ms"
+
+
+@pytest.mark.usefixtures("thing")
+def test_in_a_transaction_others_queue_for_what_it_holds(blocker: Blocker) -> None:
+    execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
+    blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
+    with letting_go_soon(blocker), patient(), transaction.atomic():
+        execute("CREATE TABLE held (id int)")
+        with pytest.raises(OperationalError, match="lock timeout"), transaction.atomic():
+            execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")
 
 
 @pytest.mark.usefixtures("blocker")

@@ -34,7 +34,7 @@ from tests.support.locks import (
     watched,
 )
 from tests.support.runs import LONG, eventually, finish, in_threads, running
-from tests.support.servers import needs
+from tests.support.servers import moved_to_a_server_of_its_own, needs
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -265,6 +265,21 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
         assert value("SELECT 1") == 1
         assert is_free()
     assert held.lost
+
+
+def test_a_lock_whose_backend_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safemigrate.locking.lock.SHORTEST_ANSWER", 0.5)
+    with moved_to_a_server_of_its_own():
+        for is_checked in (True, False):
+            with migration_lock(connection, patience=0, tell=quiet) as held:
+                [(pid, _)] = holders()
+                os.kill(pid, signal.SIGSTOP)
+                if is_checked:
+                    with pytest.raises(LockLostError, match="is held by"):
+                        held.check()
+            os.kill(pid, signal.SIGCONT)
+            assert held.lost is not is_checked  # of the one it has been told
+            eventually(is_free)
 
 
 def test_a_lost_lock_is_taken_again() -> None:

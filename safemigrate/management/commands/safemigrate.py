@@ -234,7 +234,7 @@ class Command(BaseCommand):
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_lock(options):
             choices = replace(choices, lock=False)
-        with ending_on_signals(connection):
+        with ending_on_signals():
             with self.record.waiting("database", self._tell_waiting) as tell:
                 wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
             with (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import (
     DEFAULT_DB_ALIAS,
-    InterfaceError,
+    Error,
     OperationalError,
     ProgrammingError,
     connections,
@@ -23,7 +23,7 @@ from tenacity import (
     wait_random,
 )
 
-from safemigrate.driver import deadline, sqlstate
+from safemigrate.driver import deadline, is_of_the_connection, sqlstate
 from safemigrate.locking.wait import (
     LONGEST_ATTEMPT,
     SHORTEST_ATTEMPT,
@@ -94,11 +94,13 @@ class Applied:
             if sqlstate(error) == UNDEFINED_TABLE:
                 return set()
             raise
-        except (OperationalError, InterfaceError) as error:
+        except Error as error:
+            if not is_of_the_connection(error):
+                raise
             self._connection.close()
-            if monotonic() - started >= self._longest:
-                raise OperationalError(f"no answer within {self._longest} s") from error
-            raise
+            is_late = monotonic() - started >= self._longest
+            why = f"no answer within {self._longest} s" if is_late else str(error)
+            raise OperationalError(why) from error
 
     def _limited(self) -> AbstractContextManager[None]:
         if self._connection.vendor == "postgresql":
@@ -165,8 +167,7 @@ class Command(BaseCommand):
         # Processes that start together should not all ask at the same moment.
         wait = wait_random(0.8 * interval, 1.2 * interval)
         return Retrying(
-            retry=retry_if_result(bool)
-            | retry_if_exception_type((OperationalError, InterfaceError)),
+            retry=retry_if_result(bool) | retry_if_exception_type(OperationalError),
             stop=stop_after_delay(self.timeout),
             wait=within(self.timeout, wait),
             before_sleep=Telling(self._tell, self._sentence),
