@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db import IntegrityError, connections
+from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections
 
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import chain
-from safemigrate.sequences.recheck import has_lost_default, resync_constraint
+from safemigrate.sequences.expected import has_lost_default
+from safemigrate.sequences.recheck import resync_constraint
 from safemigrate.sqltext import verb_of_one_statement
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ GENUINE = (
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
-    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults (and "
-    "--force, if the table has a trigger before INSERT)"
+    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults{where} "
+    "(and --force, if the table has a trigger before INSERT)"
 )
-LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check"
+LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check{where}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Judge:
         self._connection = connection
         self._audience = audience
         self._move = move
+        alias = connection.alias
+        self._where = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
 
     def heals(self, error: BaseException, *, refusal: str = "") -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
@@ -154,7 +157,7 @@ class Judge:
             if collision is None:
                 self._explain_null(error)
             elif not (is_sure and driver.is_idle(self._connection)):
-                self._audience.explain(error, LATER.format(table=collision))
+                self._audience.explain(error, LATER.format(table=collision, where=self._where))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")
 
@@ -171,8 +174,8 @@ class Judge:
         if is_null and driver.is_idle(self._connection):
             schema, table, column = diag.schema_name, diag.table_name, diag.column_name
             if has_lost_default(self._connection, schema, table, column):
-                note = LOST_DEFAULT.format(table=f"{schema}.{table}", column=column)
-                self._audience.explain(error, note)
+                where = {"table": f"{schema}.{table}", "column": column, "where": self._where}
+                self._audience.explain(error, LOST_DEFAULT.format_map(where))
 
 
 def _plain_reason(collision: Collision | None) -> str:

@@ -16,7 +16,7 @@ from safemigrate import driver
 from .catalogue import code_of_others
 from .collations import mismatches
 from .feeds import FEEDS
-from .needs import WANTED, Loss, Need, parameters_of
+from .needs import WANTED, Loss, Need, needs_of_apps, parameters_of
 from .state import SETTINGS, checking
 
 if TYPE_CHECKING:
@@ -180,6 +180,19 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
+# Whether a primary key of whole numbers is left NULL.
+IS_LOST = """
+SELECT NOT a.atthasdef AND a.attidentity = ''
+       AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')
+       AND EXISTS (
+           SELECT FROM pg_catalog.pg_index AS i
+           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnkeyatts = 1
+             AND i.indkey[0] = a.attnum) AS is_lost
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
+WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s
+"""
 # An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a
 # partition may have a trigger of its own.
 CANNOT_RECORD = f"""
@@ -258,3 +271,13 @@ def record_that_takes_no_row(connection: BaseDatabaseWrapper) -> str | None:
             CANNOT_RECORD, [options.pk.column, connection.ops.quote_name(options.db_table)]
         )
     return str(row.schema) if row else None
+
+
+def has_lost_default(connection: BaseDatabaseWrapper, schema: str, table: str, column: str) -> bool:
+    """Tell whether nothing fills a primary key any more that is no model's to fill itself."""
+    fields = {need for need in needs_of_apps(connection) if need[1:3] == (table, column)}
+    if fields and not any(need.is_auto for need in fields):
+        return False
+    with checking(connection) as cursor:
+        row = cursor.row(IS_LOST, [schema, table, column])
+        return bool(row and row.is_lost)

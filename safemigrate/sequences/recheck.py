@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .catalogue import sequences_of
 from .feeds import feeds_of_table
 from .resync import move_past, resync
-from .state import Finding, check, checking, checking_table
+from .state import Finding, check, checking_table
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -47,19 +47,6 @@ GONE = (
     "{table} has no constraint {constraint} now: the transaction that failed had made or renamed "
     "it, and took it back. Whether a sequence was behind then can't be known any more."
 )
-# Whether a key column is left NULL because nothing fills it any more.
-IS_LOST = """
-SELECT NOT a.atthasdef AND a.attidentity = ''
-       AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')
-       AND EXISTS (
-           SELECT FROM pg_catalog.pg_index AS i
-           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnkeyatts = 1
-             AND i.indkey[0] = a.attnum) AS is_lost
-FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
-WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s
-"""
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
     SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
@@ -216,10 +203,3 @@ def _unfed(table: str, found: Any) -> str:
     if found.is_computed:
         return f"The default of {names} is computed, so whether it is behind can't be known."
     return f"No sequence feeds {names}: the statement supplied this value itself."
-
-
-def has_lost_default(connection: BaseDatabaseWrapper, schema: str, table: str, column: str) -> bool:
-    """Tell whether a column is a primary key of whole numbers that nothing fills any more."""
-    with checking(connection) as cursor:
-        row = cursor.row(IS_LOST, [schema, table, column])
-        return bool(row and row.is_lost)

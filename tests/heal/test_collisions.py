@@ -6,13 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import Group
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, models, transaction
 from django.db.backends.postgresql.psycopg_any import errors
 
 import safemigrate
 from safemigrate.heal.collisions import Collision, collision_of
-from tests.support.databases import behind, elsewhere, execute
+from tests.support.databases import behind, binding, elsewhere, execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,4 +140,28 @@ def test_a_collision_that_the_block_catches_costs_nothing(groups: None) -> None:
             with pytest.raises(IntegrityError), transaction.atomic():
                 Group.objects.create(name="a")
         Group.objects.create(name="goes on")
+    assert report.notes == []
+
+
+def test_the_database_is_named(groups: None) -> None:
+    execute("ALTER TABLE auth_group ALTER id DROP IDENTITY IF EXISTS, ALTER id DROP DEFAULT")
+    with (
+        binding("other", connection.settings_dict["NAME"]),
+        pytest.raises(IntegrityError),
+        safemigrate.healing("other") as report,
+    ):
+        Group.objects.using("other").create(name="new")
+    assert "resyncsequences --restore-defaults --database other (and" in report.notes[0].text
+
+
+def test_a_key_that_is_the_programs_to_give_is_not_named(database: str) -> None:
+    fields = {"id": models.IntegerField(primary_key=True), "__module__": "tests.app.models"}
+    kind: Any = type("Counter", (models.Model,), fields)
+    try:
+        execute("CREATE TABLE app_counter (id int PRIMARY KEY)")
+        with pytest.raises(IntegrityError), safemigrate.healing() as report:
+            execute("INSERT INTO app_counter DEFAULT VALUES")
+    finally:
+        del apps.all_models[kind._meta.app_label]["counter"]
+        apps.clear_cache()
     assert report.notes == []
