@@ -96,7 +96,7 @@ def cursor(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
 
 
 def transaction_status(connection: BaseDatabaseWrapper) -> int:
-    """Ask libpq, without sending anything, for IDLE, IN_TRANSACTION or FAILED."""
+    """Ask libpq for one of its states, without sending anything."""
     return int(connection.connection.info.transaction_status)
 
 

@@ -41,8 +41,8 @@ def healing(
     that are not connected yet are swept before the first statement that may insert). Only the
     current thread's connections are affected. ``max_retries`` is how often a statement that
     failed in autocommit is retried (default: the setting ``SAFEMIGRATE_MAX_RETRIES``, 3). With
-    ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) nothing is changed, only noted. ``tell`` is
-    called with each ``Resync`` and ``Note`` as it happens.
+    ``heal`` False (default: ``SAFEMIGRATE_HEAL``, True) no sequence is moved, and nothing retried,
+    only noted. ``tell`` is called with each ``Resync`` and ``Note`` as it happens.
 
     Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.

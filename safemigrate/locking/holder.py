@@ -65,7 +65,7 @@ HEAD = re.compile(
 class Holder:
     """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
-    Only then are ``role`` and ``name`` set.
+    ``role`` and ``name`` are set only then.
     ``worker`` is the backend that migrates for it, or None if a pooler or privileges hide it.
     """
 

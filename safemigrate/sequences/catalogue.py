@@ -237,7 +237,7 @@ def nameless(oid: int) -> Sequence:
 def sequences_of(cursor: Cursor, feeds: Iterable[list[Feed]]) -> list[Sequence]:
     """Read what the catalogue knows of sequences and the columns they feed, in the order given.
 
-    Those that feed no unique column are left out, and those that are gone.
+    Left out are those that are gone, and partitions' columns where the same one feeds their root's.
     """
     flat = [feed for group in feeds for feed in group]
     if not flat:

@@ -36,10 +36,10 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Key:
-    """A unique column whose default is a sequence's next value.
+    """A column that a sequence feeds, and how far the catalogue says that it is unique.
 
     An heir has no unique index itself, but inherits from a table that has one. ``has_companions``
-    tells that it is unique only together with other columns, so its values may repeat on purpose.
+    tells that no index makes it unique alone, so its values may repeat on purpose.
     """
 
     relation: int

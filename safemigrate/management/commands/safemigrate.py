@@ -85,7 +85,8 @@ class _Choices:
 class Command(BaseCommand):
     help = (
         "Does what migrate does. PostgreSQL sequences that are behind their tables are resynced "
-        "before anything is written, and a statement that fails because of one is retried."
+        "before anything is written, and a statement that fails because of one outside of a "
+        "transaction is retried."
     )
     own_options: dict[str, dict[str, Any]] = {
         "max_retries": {
