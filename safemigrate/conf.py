@@ -12,7 +12,7 @@ def max_retries() -> int:
 
 
 def heal() -> bool:
-    """``SAFEMIGRATE_HEAL``: whether sequences are moved and statements retried (True), or only noted."""
+    """``SAFEMIGRATE_HEAL``: whether sequences are moved (True), or what is behind only noted."""
     return _flag("SAFEMIGRATE_HEAL")
 
 
