@@ -15,7 +15,6 @@ import threading
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from safemigrate import driver
@@ -131,7 +130,7 @@ class _Canceller:
         # This thread's connections, whether or not they are open yet.
         self.connections = []
         for alias in connections:
-            with suppress(ImproperlyConfigured):
+            with suppress(Exception):  # whatever keeps a backend from being loaded
                 self.connections.append(connections[alias])
         self.process = os.getpid()
         self.is_over = threading.Event()

@@ -42,11 +42,11 @@ def receiving_plans(receiver: Callable[[str, Any], None]) -> Iterator[None]:
     Once, though ``pre_migrate`` is sent for each app; and before the project's own receivers, which
     may write.
     """
-    met: list[Any] = []
+    met: dict[int, Any] = {}  # plans are lists, and equal ones of two tenants are two
 
     def receive(using: str, plan: Any, **_: object) -> None:
-        if plan and not any(each is plan for each in met):
-            met.append(plan)
+        if plan and id(plan) not in met:
+            met[id(plan)] = plan
             receiver(using, plan)
 
     receive.is_ours = True  # type: ignore[attr-defined]

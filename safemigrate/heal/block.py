@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.models.signals import pre_migrate
 
 from safemigrate import conf
 from safemigrate.report import Report
-from safemigrate.signals import receiving_plans
+from safemigrate.signals import receiving, receiving_plans
 
 from .wrapper import Wrapper
 
@@ -77,7 +78,15 @@ def healing_migrate(
             with sweeping():
                 wrapper.sweep()
 
-    with _wrapped(None, report, max_retries, move=heal), receiving_plans(sweep):
+    def sweep_again(using: str, plan: Any, **_: object) -> None:
+        if plan and (wrapper := wrapper_of(connections[using])):
+            wrapper.sweep_again()
+
+    with (
+        _wrapped(None, report, max_retries, move=heal),
+        receiving_plans(sweep),
+        receiving(pre_migrate, sweep_again),  # the project's receivers may have set another role
+    ):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +113,12 @@ class Judge:
         self._connection = connection
         self._audience = audience
         self._move = move
-        alias = connection.alias
-        self._where = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+
+    def _where(self, schema: str | None) -> str:
+        """Return the options by which a command finds what is meant."""
+        alias = self._connection.alias
+        database = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
+        return database + ("" if schema in (None, "public") else f" --schema {shlex.quote(schema)}")
 
     def heals(self, error: BaseException, *, refusal: str = "") -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
@@ -131,7 +136,8 @@ class Judge:
                 collision.schema,
                 collision.table,
                 collision.constraint,
-                value=collision.value,
+                # What a transaction has drawn, its rollback may have taken back.
+                value=None if refusal else collision.value,
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
@@ -157,7 +163,8 @@ class Judge:
             if collision is None:
                 self._explain_null(error)
             elif not (is_sure and driver.is_idle(self._connection)):
-                self._audience.explain(error, LATER.format(table=collision, where=self._where))
+                where = self._where(collision.schema)
+                self._audience.explain(error, LATER.format(table=collision, where=where))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")
 
@@ -174,8 +181,9 @@ class Judge:
         if is_null and driver.is_idle(self._connection):
             schema, table, column = diag.schema_name, diag.table_name, diag.column_name
             if has_lost_default(self._connection, schema, table, column):
-                where = {"table": f"{schema}.{table}", "column": column, "where": self._where}
-                self._audience.explain(error, LOST_DEFAULT.format_map(where))
+                names = {"table": f"{schema}.{table}", "column": column}
+                note = LOST_DEFAULT.format(**names, where=self._where(schema))
+                self._audience.explain(error, note)
 
 
 def _plain_reason(collision: Collision | None) -> str:

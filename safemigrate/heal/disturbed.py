@@ -33,15 +33,19 @@ class Disturbed:
         # By the names as written, too: tables of several schemas may share one.
         self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
         self._unchecked: set[str] = set()
+        self._late: set[str] = set()
 
-    def mark_unchecked(self, names: Iterable[str]) -> None:
-        """Remember tables whose sequences the sweep could not check."""
-        self._unchecked.update(names)
-        self.forget_unchecked()  # those of another tenant may have been, since
+    def mark_unchecked(self, names: Iterable[str], *, is_late: bool) -> None:
+        """Remember tables whose sequences the sweep could not check, or not before DDL to come."""
+        for name in names:
+            self._unchecked.add(name)
+            self._checks.pop(name, None)  # one of another tenant may have been checked
+            if is_late:
+                self._late.add(name)
 
-    def forget_unchecked(self) -> None:
-        """Have those tables checked again, as once an index may have made a number unique."""
-        for name in self._unchecked:
+    def forget_late(self) -> None:
+        """Have tables checked again, now that an index may have made a number unique."""
+        for name in self._late:
             self._checks.pop(name, None)
 
     def is_unchecked(self, insert: Write) -> bool:

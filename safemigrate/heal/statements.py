@@ -55,6 +55,9 @@ READING = frozenset(
 )
 # Statements that may hold others within themselves, or are read to the end of the text like those.
 NESTING = frozenset("with explain prepare merge copy create update".split())
+# Statements that may make a column unique.
+MAKING_KEYS = frozenset("alter create do call".split())
+SELECT = re.compile(r"\bselect\b", _FLAGS)
 CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
@@ -101,6 +104,11 @@ def read(sql: str) -> Heads:
     return _read_and_remember(sql) if len(sql) <= REMEMBERED_LENGTH else _read(sql)
 
 
+def most_rows(sql: str) -> int | None:
+    """Return how many rows an INSERT may give at most; None where a query gives them."""
+    return None if SELECT.search(sql) else 1 + sql.count("(")
+
+
 def _read(sql: str) -> Heads:
     inserts: dict[Write, None] = {}
     updates: dict[Write, None] = {}
@@ -109,11 +117,12 @@ def _read(sql: str) -> Heads:
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
-        may_make_unique = may_make_unique or verb in ("alter", "create")
+        may_make_unique = may_make_unique or verb in MAKING_KEYS
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
             updates = dict.fromkeys(_updates(sql, start))
+            may_make_unique = may_make_unique or ";" in sql
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING

@@ -18,7 +18,7 @@ from safemigrate.sequences.sweep import sweep
 
 from .collisions import Judge, why_not_retried
 from .disturbed import Disturbed
-from .statements import UNREAD, read
+from .statements import UNREAD, most_rows, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ class Wrapper:
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
         self._swept: set[str] = set()
+        self._may_sweep_again = False
         # What the sweep left behind, by the tables' unqualified names: told where it matters.
         self._left: dict[str, Finding] = {}
 
@@ -61,7 +62,7 @@ class Wrapper:
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
-            self._disturbed.draw(heads.inserts, None)  # a failed row has used up a value
+            self._disturbed.draw(heads.inserts, most_rows(text))  # each has used up a value
             if not isinstance(failure, IntegrityError):
                 raise
             failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
@@ -98,12 +99,21 @@ class Wrapper:
                 for finding in findings:
                     self.audience.tell_of(finding, is_expected=self._move)
                     keys, status = finding.sequence.keys, finding.status
+                    self._may_sweep_again = self._may_sweep_again or status == "unknown"
                     if finding.is_behind and finding.moved_to is None:
                         self._left |= dict.fromkeys((key.table for key in keys), finding)
                     # What is too large to be read is read once an index has made it unique.
                     may_become_unique = not all(key.is_unique for key in keys)
                     if status == "unknown" or (status == "not judged" and may_become_unique):
-                        self._disturbed.mark_unchecked(key.table for key in keys)
+                        names = [key.table for key in keys]
+                        self._disturbed.mark_unchecked(names, is_late=status == "not judged")
+
+    def sweep_again(self) -> None:
+        """Sweep once more, if something could not be checked."""
+        if self._may_sweep_again:
+            self._swept.discard(self._schema())
+            self.sweep()
+            self._may_sweep_again = False
 
     def _recheck(self, insert: Write) -> None:
         if not (self._move and self._can_send()):
@@ -142,7 +152,7 @@ class Wrapper:
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_make_unique:
-            self._disturbed.forget_unchecked()
+            self._disturbed.forget_late()
         for insert in heads.inserts if self._left else ():
             if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
                 self.audience.tell_of(left)

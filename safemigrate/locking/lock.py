@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 # The first of the lock's two numbers; the second is that of the schema of django_migrations.
 KEY = int.from_bytes(b"safe", "big")
-# Seconds that an answer may always take; and those that a pooler's first answer may take at most.
+# Seconds that an answer may always take; and those that the answer of a pooler, or of the session
+# that holds the lock, may take at most.
 SHORTEST_ANSWER, LONGEST_ANSWER = 5.0, 30.0
 
 
@@ -357,14 +358,20 @@ class MigrationLock:
         return True
 
     def _send(self, sql: str) -> None:
-        with driver.deadline(self.twin, SHORTEST_ANSWER), driver.cursor(self.twin) as ours:
+        with driver.deadline(self.twin, LONGEST_ANSWER), driver.cursor(self.twin) as ours:
             ours.execute(sql)
 
     def _take_again(self, lost: Error) -> None:
         self.close()
         self.end = monotonic()
+        retrying = Retrying(  # the server may not have noticed yet that the session is over
+            retry=retry_if_result(self._is_own),
+            stop=stop_after_delay(SHORTEST_ANSWER),
+            wait=wait_random(0.1, 0.5),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
         try:
-            holder = self._ask()
+            holder = retrying(self._ask)
             why = f"and is held by {holder}" if holder else ""
         except Error as error:
             why = f"and could not be taken again: {printable_ascii(first_line(error))}"
@@ -378,6 +385,9 @@ class MigrationLock:
         )
         if why:
             raise LockLostError(self.alias, why)
+
+    def _is_own(self, holder: Holder | None) -> bool:
+        return holder is not None and holder.token == self.token
 
     def release(self) -> None:
         """Release the lock; it is ``lost`` if it was so during the run and nobody was told."""

@@ -118,6 +118,24 @@ def test_a_receiver_of_migrates_signals_that_writes(
         assert law.holds().error is None
 
 
+def test_a_receiver_that_sets_the_role(filled: Project, law: Law, database: str) -> None:
+    """What the first role may not read is swept as the second."""
+    nobody = f"{database}_nobody"
+    filled.migration(migrations.RunSQL("SELECT add_item('x')"))
+    execute(f"CREATE ROLE {nobody}; GRANT SELECT ON django_migrations TO {nobody};" + ADD_ITEM)
+    put_behind("app_item")
+
+    def receive(**kwargs: Any) -> None:
+        execute("RESET ROLE")
+
+    with heard(pre_migrate, receive):
+        execute(f"SET ROLE {nobody}")
+        outcome = law.run("safemigrate")
+    execute(f"DROP OWNED BY {nobody}; DROP ROLE {nobody}")
+    assert outcome.error is None
+    assert value("SELECT max(id) FROM app_item") == 21
+
+
 def test_a_receiver_of_ours_that_raises(filled: Project, law: Law) -> None:
     def receive(**kwargs: Any) -> None:
         raise ValueError("not of the run")

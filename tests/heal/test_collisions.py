@@ -165,3 +165,17 @@ def test_a_key_that_is_the_programs_to_give_is_not_named(database: str) -> None:
         del apps.all_models[kind._meta.app_label]["counter"]
         apps.clear_cache()
     assert report.notes == []
+
+
+def test_what_the_rollback_takes_back_may_have_been_drawn(groups: None) -> None:
+    """ALTER rewrites the sequence, and the draw goes with it."""
+    with (  # noqa: PT012
+        pytest.raises(IntegrityError),
+        safemigrate.healing() as report,
+        transaction.atomic(),
+    ):
+        elsewhere("SELECT setval('auth_group_id_seq', 1, false)")
+        execute("ALTER TABLE auth_group ALTER id TYPE bigint")
+        Group.objects.create(name="collides")
+    assert behind() == []
+    assert "is in sync now" in report.notes[0].text

@@ -100,7 +100,7 @@ def test_a_key_given_later_may_be_in_the_way() -> None:
 
 def test_what_the_sweep_could_not_check_is_checked_once() -> None:
     disturbed = Disturbed()
-    disturbed.mark_unchecked(["tag"])
+    disturbed.mark_unchecked(["tag"], is_late=False)
     assert disturbed.is_unchecked(write(NAME))
     assert disturbed.needs_recheck(write(NAME), frozenset())
     disturbed.settle(write(NAME), ID, None)
@@ -110,7 +110,16 @@ def test_what_the_sweep_could_not_check_is_checked_once() -> None:
 
 def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_other() -> None:
     disturbed = after(ID)
-    disturbed.mark_unchecked(["tag"])
+    disturbed.mark_unchecked(["tag"], is_late=False)
     assert not disturbed.is_unchecked(write(NAME))
     assert needs_recheck(disturbed)
     assert not disturbed.needs_recheck(write(NAME), frozenset())
+
+
+def test_what_ddl_may_make_unique_is_checked_again() -> None:
+    for is_late in (True, False):
+        disturbed = Disturbed()
+        disturbed.mark_unchecked(["tag"], is_late=is_late)
+        disturbed.settle(write(NAME), ID, None)
+        disturbed.forget_late()
+        assert disturbed.is_unchecked(write(NAME)) is is_late

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, read
+from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, most_rows, read
 
 ALL = None
 
@@ -190,3 +190,33 @@ WORDS = r"""INSERT INTO UPDATE SET ( ) " ' ; t = , /* */ -- VALUES MERGE THEN WI
 def test_it_never_raises(words: list[str]) -> None:
     read(" ".join(words))
     read("".join(words))
+
+
+@pytest.mark.parametrize(
+    ("sql", "is_true"),
+    [
+        ("ALTER TABLE t ADD UNIQUE (n)", True),
+        ("CREATE UNIQUE INDEX ON t (n)", True),
+        ("DO $$ BEGIN END $$", True),
+        ("UPDATE t SET n = 1; ALTER TABLE t ADD UNIQUE (n)", True),
+        ("INSERT INTO t VALUES (1); ALTER TABLE t ADD UNIQUE (n)", True),
+        ("UPDATE t SET n = 1", False),
+        ("INSERT INTO t VALUES (1)", False),
+        ("SELECT 1", False),
+    ],
+)
+def test_what_may_make_a_column_unique(sql: str, is_true: bool) -> None:
+    assert read(sql).may_make_unique is is_true
+
+
+@pytest.mark.parametrize(
+    ("sql", "most"),
+    [
+        ("INSERT INTO t DEFAULT VALUES", 1),
+        ("INSERT INTO t VALUES (1), (2)", 2),
+        ("INSERT INTO t (n) SELECT 1", None),
+    ],
+)
+def test_how_many_rows_a_failed_insert_may_have_drawn(sql: str, most: int | None) -> None:
+    found = most_rows(sql)
+    assert found is None if most is None else found is not None and found >= most

@@ -268,7 +268,7 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
 
 
 def test_a_lock_whose_backend_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safemigrate.locking.lock.SHORTEST_ANSWER", 0.5)
+    monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
     with moved_to_a_server_of_its_own():
         for is_checked in (True, False):
             with migration_lock(connection, patience=0, tell=quiet) as held:

@@ -465,13 +465,6 @@ BESIDE = {
         CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval('another_id_seq'), name text);
         CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)
     """,
-    "partitions": """
-        CREATE TABLE t (id int, name text) PARTITION BY LIST (name);
-        CREATE SEQUENCE t_id_seq OWNED BY t.id;
-        CREATE SEQUENCE other START 1000;
-        CREATE TABLE heir PARTITION OF t FOR VALUES IN ('x');
-        ALTER TABLE heir ALTER id SET DEFAULT nextval('other')
-    """,
 }
 
 
@@ -482,6 +475,29 @@ def test_heirs_keep_their_defaults(database: str, name: str) -> None:
     restore(connection, loss)
     assert value("INSERT INTO heir (name) VALUES ('x') RETURNING id") == 1000
     assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 1
+
+
+PARTITIONED = """
+    CREATE TABLE t (id int, name text) PARTITION BY LIST (name);
+    CREATE TABLE part PARTITION OF t FOR VALUES IN ('x');
+"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        "CREATE SEQUENCE s OWNED BY t.id; ALTER TABLE part ALTER id SET DEFAULT nextval('s')",
+        "CREATE TABLE u (id serial); ALTER TABLE t ALTER id SET DEFAULT nextval('u_id_seq')",
+        "CREATE SEQUENCE s; ALTER TABLE part ALTER id SET DEFAULT nextval('s')",
+    ],
+)
+def test_a_partitioned_table_is_restored_whole(database: str, sql: str) -> None:
+    execute(f"{PARTITIONED}; INSERT INTO t VALUES (7, 'x'); {sql}")
+    (loss,) = losses(connection, NEED, ["public"])
+    restore(connection, loss)
+    assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 8
+    assert losses(connection, NEED, ["public"]) == []
 
 
 USED = {
@@ -502,6 +518,22 @@ def test_a_sequence_that_others_use_is_not_taken(database: str, how: str) -> Non
     restore(connection, loss)
     execute("DROP TABLE t")
     assert value("INSERT INTO u (name) VALUES ('x') RETURNING id") == 1
+
+
+def test_a_sequence_that_it_owns_and_others_use_stays_where_it_is(database: str) -> None:
+    execute(
+        """
+        CREATE TABLE t (id serial PRIMARY KEY, name text);
+        CREATE TABLE u (id int DEFAULT nextval('t_id_seq'));
+        INSERT INTO t (name) VALUES ('a');
+        SELECT setval('t_id_seq', 50);
+        ALTER TABLE t ALTER id DROP DEFAULT
+        """
+    )
+    (loss,) = losses(connection, NEED, ["public"])
+    restore(connection, loss)
+    assert value("SELECT last_value FROM t_id_seq") == 50
+    assert value("INSERT INTO t (name) VALUES ('b') RETURNING id") == 2
 
 
 FILL = "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"

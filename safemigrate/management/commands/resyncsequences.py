@@ -208,7 +208,8 @@ class Command(BaseCommand):
         return not (self.options["check"] or self.options["dry_run"])
 
     def _find_lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
-        needs, force = needs_of_apps(connection, self.labels), self.options["force"]
+        needs = needs_of_apps(connection, self.labels)
+        force = self.options["force"] and self.options["restore_defaults"]
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 places = {place_of(connection, name) for name in tables}
