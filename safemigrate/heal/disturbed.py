@@ -85,7 +85,7 @@ class Disturbed:
         self._checks[insert.name][insert.table] = _Check(fed, free)
 
     def draw(self, inserts: Iterable[Write], count: int | None) -> None:
-        """Remember that rows were inserted, or failed to be; None is an unknown number."""
+        """Remember that ``count`` values were drawn; None is an unknown number."""
         for insert in inserts:
             for check in self._checks[insert.name].values():
                 if check.free is not None:

@@ -57,7 +57,6 @@ READING = frozenset(
 NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that may make a column unique.
 MAKING_KEYS = frozenset("alter create do call".split())
-SELECT = re.compile(r"\bselect\b", _FLAGS)
 CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
@@ -102,11 +101,6 @@ UNREAD = Heads()
 def read(sql: str) -> Heads:
     """Read the heads of ``sql``, which may be several statements; never raises."""
     return _read_and_remember(sql) if len(sql) <= REMEMBERED_LENGTH else _read(sql)
-
-
-def most_rows(sql: str) -> int | None:
-    """Return how many rows an INSERT may give at most; None where a query gives them."""
-    return None if SELECT.search(sql) else 1 + sql.count("(")
 
 
 def _read(sql: str) -> Heads:

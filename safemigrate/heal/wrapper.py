@@ -18,7 +18,7 @@ from safemigrate.sequences.sweep import sweep
 
 from .collisions import Judge, why_not_retried
 from .disturbed import Disturbed
-from .statements import UNREAD, most_rows, read
+from .statements import UNREAD, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Wrapper:
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
-            self._disturbed.draw(heads.inserts, most_rows(text))  # each has used up a value
+            self._disturbed.draw(heads.inserts, 1)  # the row that failed has used up a value
             if not isinstance(failure, IntegrityError):
                 raise
             failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, most_rows, read
+from safemigrate.heal.statements import NOTHING, _read_and_remember, _starts, read
 
 ALL = None
 
@@ -207,16 +207,3 @@ def test_it_never_raises(words: list[str]) -> None:
 )
 def test_what_may_make_a_column_unique(sql: str, is_true: bool) -> None:
     assert read(sql).may_make_unique is is_true
-
-
-@pytest.mark.parametrize(
-    ("sql", "most"),
-    [
-        ("INSERT INTO t DEFAULT VALUES", 1),
-        ("INSERT INTO t VALUES (1), (2)", 2),
-        ("INSERT INTO t (n) SELECT 1", None),
-    ],
-)
-def test_how_many_rows_a_failed_insert_may_have_drawn(sql: str, most: int | None) -> None:
-    found = most_rows(sql)
-    assert found is None if most is None else found is not None and found >= most
