@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from safemigrate.report import Audience
     from safemigrate.sequences.recheck import Feeding
 
+    from .statements import Write
+
 VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"
 PRIMARY_KEY_IN_TEXT = re.compile(r'"((?:[^"]|"")+)_pkey"')
-VALUE_IN_DETAIL = re.compile(r"\([^()]*\)=\((-?\d+)\)")  # in all languages
 WRITING = frozenset({"insert", "update", "merge"})
 WRITING_WITHIN = re.compile(rf"\b(?:{'|'.join(WRITING)})\b", re.IGNORECASE)
 DUPLICATES = (
@@ -52,14 +53,12 @@ LATER = "After the rollback, check {table} with: python manage.py resyncsequence
 class Collision:
     """A violation as the server reported it; ``schema`` is None if only its text was available.
 
-    ``value`` is the number that was there already, as far as the server says. ``is_of_stored_rows``
-    means that no row was added: an index was to be built over duplicates.
+    ``is_of_stored_rows`` means that no row was added: an index was to be built over duplicates.
     """
 
     schema: str | None
     table: str
     constraint: str
-    value: int | None = None
     is_of_stored_rows: bool = False
 
     def __str__(self) -> str:
@@ -82,10 +81,7 @@ def collision_of(error: BaseException) -> Collision | None:
     if diag is not None and diag.table_name:
         # The server's function that found it: sorting rows for an index, not inserting one.
         is_of_stored_rows = str(diag.source_function).startswith("comparetup_index")
-        taken = VALUE_IN_DETAIL.search(diag.message_detail or "")
-        value = int(taken[1]) if taken else None
-        names = diag.schema_name, diag.table_name, diag.constraint_name
-        return Collision(*names, value, is_of_stored_rows)
+        return Collision(diag.schema_name, diag.table_name, diag.constraint_name, is_of_stored_rows)
     if match := PRIMARY_KEY_IN_TEXT.search(str(error)):
         table = match[1].replace('""', '"')
         return Collision(None, table, f"{table}_pkey")
@@ -120,9 +116,10 @@ class Judge:
         database = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
         return database + ("" if schema in (None, "public") else f" --schema {shlex.quote(schema)}")
 
-    def heals(self, error: BaseException, *, refusal: str = "") -> bool:
+    def heals(self, error: BaseException, *, refusal: str = "", given: Write | None = None) -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
+        What the statement has ``given`` itself, no sequence has.
         That is where a sequence has moved, and no ``refusal`` keeps the statement from being sent
         again. Otherwise the error gets a note.
         """
@@ -136,8 +133,7 @@ class Judge:
                 collision.schema,
                 collision.table,
                 collision.constraint,
-                # What a transaction has drawn, its rollback may have taken back.
-                value=None if refusal else collision.value,
+                given=given.columns if given and given.name == collision.table else None,
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error

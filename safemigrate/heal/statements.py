@@ -57,6 +57,8 @@ READING = frozenset(
 NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that may make a column unique.
 MAKING_KEYS = frozenset("alter create do call".split())
+# A column that is named and yet may draw from a sequence.
+DRAWING = re.compile(r"\b(?:default|nextval|select)\b", _FLAGS)
 CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
@@ -101,6 +103,13 @@ UNREAD = Heads()
 def read(sql: str) -> Heads:
     """Read the heads of ``sql``, which may be several statements; never raises."""
     return _read_and_remember(sql) if len(sql) <= REMEMBERED_LENGTH else _read(sql)
+
+
+def given_by(sql: str) -> Write | None:
+    """Return what a lone INSERT or UPDATE gives itself, unless it may draw some of that."""
+    heads = read(sql)
+    writes = heads.inserts + heads.updates
+    return writes[0] if len(writes) == 1 and not DRAWING.search(sql) else None
 
 
 def _read(sql: str) -> Heads:

@@ -18,7 +18,7 @@ from safemigrate.sequences.sweep import sweep
 
 from .collisions import Judge, why_not_retried
 from .disturbed import Disturbed
-from .statements import UNREAD, read
+from .statements import UNREAD, given_by, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,7 +163,8 @@ class Wrapper:
         self, failure: IntegrityError, send: Callable[[], Any], text: str, *, many: bool
     ) -> Any:
         refusal = why_not_retried(text, many=many, retries=self._retries)
-        if not self._judge.heals(failure, refusal=refusal):
+        heals = partial(self._judge.heals, refusal=refusal, given=given_by(text))
+        if not heals(failure):
             raise failure
 
         def send_again() -> Any:
@@ -172,7 +173,7 @@ class Wrapper:
                 return send()
 
         retrying = Retrying(
-            retry=retry_if_exception(self._judge.heals),
+            retry=retry_if_exception(heals),
             stop=stop_after_attempt(self._retries),
             reraise=True,
         )

@@ -65,7 +65,7 @@ HEAD = re.compile(
 class Holder:
     """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
-    ``role`` and ``name`` are set only then.
+    ``role`` and ``name`` are set only where it is empty.
     ``worker`` is the backend that migrates for it, or None if a pooler or privileges hide it.
     """
 

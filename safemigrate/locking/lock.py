@@ -79,12 +79,12 @@ class LockTimeoutError(LockError):
 
 
 class LockHeldByParentError(LockError):
-    """This run may have been started by the one that holds the lock, and waits for it."""
+    """The run that holds the lock may have started this one, and be waiting for it."""
 
     def __init__(self, alias: str, holder: Holder) -> None:
         super().__init__(
             f'The migration lock of database "{alias}" is held by {holder}, which may have '
-            "started this run and wait for it.\n"
+            "started this run and be waiting for it.\n"
             "Start it in the same thread, or as a process with the same environment; or with "
             "--no-lock."
         )

@@ -157,14 +157,13 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
     table: str,
     constraint: str,
     *,
-    value: int | None = None,
+    given: frozenset[str] | None = None,
     move: bool,
 ) -> Feeding:
     """Check, and with ``move`` resync, the sequences that feed a unique or exclusion constraint.
 
     The table is looked up by its schema, or by the name alone where ``schema`` is None. Left out
-    are those that have not given the ``value`` that was there already: they are still to come to
-    it, and have others to give until then.
+    are those of the columns that the statement has ``given`` itself.
     """
     quoted = table.replace('"', '""')
     with checking_table(connection, f'"{quoted}"') as (cursor, oid):
@@ -180,17 +179,17 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
         if found is None or not found.columns:
             return Feeding((), [], GONE.format(table=table, constraint=constraint))
         feeds, own = feeds_of_table(cursor, found.oid)
-        sequences = [
-            each
+        fed = [
+            (each, {key.column for key in each.keys if key.place in own} & set(found.columns))
             for each in sequences_of(cursor, feeds)
-            if any(key.column in found.columns and key.place in own for key in each.keys)
         ]
         findings = [
-            resync(cursor, each.sequence) if move else each
-            for each in check(cursor, sequences)
-            if not each.is_yet_to_give(value)
+            resync(cursor, each) if move else check(cursor, [each])[0]
+            for each, columns in fed
+            if columns - (given or frozenset())
         ]
-    return Feeding(tuple(found.columns), findings, "" if sequences else _unfed(table, found))
+    is_fed = any(columns for _, columns in fed)
+    return Feeding(tuple(found.columns), findings, "" if is_fed else _unfed(table, found))
 
 
 def _unfed(table: str, found: Any) -> str:

@@ -74,12 +74,6 @@ class Finding:
             return "in sync"
         return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
 
-    def is_yet_to_give(self, value: int | None) -> bool:
-        """Tell whether the sequence has surely not given ``value`` so far."""
-        if value is None or self.next_value is None:
-            return False
-        return self.sequence.sign * (value - self.next_value) >= 0
-
     @property
     def new_next_value(self) -> int | None:
         """What the next session gets, if the sequence was moved; otherwise None."""

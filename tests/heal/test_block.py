@@ -471,6 +471,8 @@ FAR = "INSERT INTO auth_group (id, name) VALUES (100, 'far')"
     [
         ("INSERT INTO auth_group (id, name) VALUES (100, 'again')", "has given this value"),
         ("UPDATE auth_group SET id = 100 WHERE id = 1", "has given this value"),
+        ("INSERT INTO auth_group (id, name) VALUES (3, 'again')", "has given this value"),
+        ("UPDATE auth_group SET id = 2 WHERE id = 1", "has given this value"),
     ],
 )
 def test_a_key_that_no_sequence_has_given_moves_none(
@@ -484,6 +486,52 @@ def test_a_key_that_no_sequence_has_given_moves_none(
         assert report.resyncs == []
         assert note in note_of(caught.value)
         assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 4
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "CREATE TABLE t (id serial, year int DEFAULT 1, PRIMARY KEY (year, id))",
+        "CREATE TABLE t (id serial PRIMARY KEY, year int); ALTER TABLE t ALTER id TYPE numeric",
+    ],
+)
+def test_keys_of_other_kinds_that_the_statement_gives(database: str, table: str) -> None:
+    execute(f"{table}; INSERT INTO t (year) VALUES (1), (1)")
+    with safemigrate.healing("default") as report:
+        execute("INSERT INTO t (id, year) VALUES (100, 1)")
+        for taken in (100, 2):
+            with pytest.raises(IntegrityError):
+                execute(f"INSERT INTO t (id, year) VALUES ({taken}, 1)")
+        assert report.resyncs == []
+        assert value("INSERT INTO t (year) VALUES (1) RETURNING id") == 3
+
+
+def test_what_a_trigger_draws_is_not_given_by_the_statement(database: str) -> None:
+    execute(
+        """
+        CREATE TABLE t (id int PRIMARY KEY);
+        CREATE TABLE log (id serial PRIMARY KEY, x int);
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN INSERT INTO log (x) VALUES (NEW.id); RETURN NULL; END';
+        CREATE TRIGGER g AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f();
+        INSERT INTO log (x) VALUES (0), (0)
+        """
+    )
+    with safemigrate.healing("default") as report:
+        execute("SELECT setval('log_id_seq', 1, false)")
+        execute("INSERT INTO t (id) VALUES (7)")
+    assert [each.retried for each in report.resyncs] == [True]
+
+
+@pytest.mark.parametrize(
+    "values", ["VALUES (DEFAULT)", "VALUES (nextval('t_id_seq'))", "SELECT nextval('t_id_seq')"]
+)
+def test_a_key_that_is_named_and_drawn(database: str, values: str) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    with safemigrate.healing("default") as report:
+        execute("SELECT setval('t_id_seq', 1, false)")
+        assert value(f"INSERT INTO t (id) {values} RETURNING id") == 3
+    assert [each.retried for each in report.resyncs] == [False, True]
 
 
 def test_a_key_that_was_drawn_and_is_taken_is_jumped_over(groups: None) -> None:
