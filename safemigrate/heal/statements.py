@@ -3,8 +3,8 @@
 Reading only saves work. It tells which tables the run has disturbed, so that the others need no
 second check, and which keys a statement that failed had given itself. If a text is misread, there
 is one check too many, or the run ends as ``migrate`` ends on a database in sync. Hence there is no
-lexer: of an INSERT nothing is read after VALUES but the ON
-CONFLICT at its end, and literals are not distinguished from the statement around them.
+lexer: of an INSERT nothing is read after VALUES but the ON CONFLICT at its end, and literals are
+not distinguished from the statement around them.
 """
 
 from __future__ import annotations
