@@ -1,9 +1,29 @@
 """A ``migrate`` for PostgreSQL that fixes sequences behind their tables, and carries on."""
 
-from safemigrate.heal.block import healing
-from safemigrate.heal.resync import resync
-from safemigrate.report import Note, Report, Resync
-from safemigrate.sequences.state import Finding
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safemigrate.heal.block import healing
+    from safemigrate.heal.resync import resync
+    from safemigrate.report import Note, Report, Resync
+    from safemigrate.sequences.state import Finding
 
 __all__ = ["Finding", "Note", "Report", "Resync", "healing", "resync"]
 __version__ = "1.0.0"
+
+_HOMES = {
+    "Finding": "sequences.state",
+    "Note": "report",
+    "Report": "report",
+    "Resync": "report",
+    "healing": "heal.block",
+    "resync": "heal.resync",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when it is used: every process of a project imports its apps, and few migrate.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -12,10 +12,6 @@ from django.db import Error, connections
 
 from safemigrate import conf
 from safemigrate.printing import one_line, printable
-from safemigrate.sequences.expected import losses
-from safemigrate.sequences.needs import needs_of_apps
-from safemigrate.sequences.scope import current_schemas, feeds_in
-from safemigrate.sequences.sweep import survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -84,6 +80,12 @@ def check_databases(
 
 
 def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
+    # Every process registers the checks, and few ask a database.
+    from safemigrate.sequences.expected import losses  # noqa: PLC0415
+    from safemigrate.sequences.needs import needs_of_apps  # noqa: PLC0415
+    from safemigrate.sequences.scope import current_schemas, feeds_in  # noqa: PLC0415
+    from safemigrate.sequences.sweep import survey  # noqa: PLC0415
+
     alias = connection.alias
     try:
         schemas = current_schemas(connection)

@@ -30,6 +30,7 @@ class Product(NamedTuple):
     def manage(self, url: str, database: str, *arguments: str, **environment: str) -> None:
         """Run a management command on a database of the server at ``url``."""
         own = {
+            "PYTHONDONTWRITEBYTECODE": "",  # a deployment doesn't compile at every start
             "DATABASE_URL": url,
             "DJANGO_SETTINGS_MODULE": self.settings,
             "PYTHONPATH": str(ROOT),

@@ -12,6 +12,8 @@ import pytest
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 
+import safemigrate
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = """
 SECRET_KEY = "tests"
@@ -116,6 +118,27 @@ def test_our_options_stand_under_a_heading(newcomer: Newcomer) -> None:
     for option in ("max-retries", "no-heal", "lock-wait", "no-lock", "wait-for-database"):
         text = ours.partition(f"--{option} ")[2].partition(" --")[0]
         assert "Default: the setting SAFEMIGRATE_" in text
+
+
+def test_a_process_that_does_not_migrate_loads_little_of_it(newcomer: Newcomer) -> None:
+    newcomer.settings(SETTINGS, SQLITE)
+    code = (
+        "import sys; from django.core.management import call_command; call_command('check');"
+        "print(*sorted(each for each in sys.modules if each.startswith('safemigrate')))"
+    )
+    status, stdout, stderr = newcomer.types("shell", "-c", code)
+    assert (status, stderr) == (0, "")
+    own = {"apps", "checks", "conf", "printing"}
+    assert set(stdout.splitlines()[-1].split()) == {
+        "safemigrate",
+        *(f"safemigrate.{name}" for name in own),
+    }
+
+
+def test_the_package_has_what_it_names_and_nothing_else() -> None:
+    assert all(getattr(safemigrate, name).__name__ == name for name in safemigrate.__all__)
+    with pytest.raises(AttributeError, match="module 'safemigrate' has no attribute 'heal_all'"):
+        safemigrate.heal_all  # noqa: B018
 
 
 def test_an_old_django(monkeypatch: pytest.MonkeyPatch) -> None:
