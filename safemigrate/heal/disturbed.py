@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from safemigrate.sequences.state import Finding
+
     from .statements import Write
 
 
@@ -33,19 +35,21 @@ class Disturbed:
         # By the names as written, too: tables of several schemas may share one.
         self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
         self._unchecked: set[str] = set()
-        self._late: set[str] = set()
 
-    def mark_unchecked(self, names: Iterable[str], *, is_late: bool) -> None:
-        """Remember tables whose sequences the sweep could not check, or not before DDL to come."""
-        for name in names:
-            self._unchecked.add(name)
-            self._checks.pop(name, None)  # one of another tenant may have been checked
-            if is_late:
-                self._late.add(name)
+    def mark(self, finding: Finding) -> None:
+        """Remember the tables of a sequence that the sweep could not check, or not yet.
 
-    def forget_late(self) -> None:
-        """Have tables checked again, now that an index may have made a number unique."""
-        for name in self._late:
+        What is too large to be read is read once an index has made it unique.
+        """
+        keys, status = finding.sequence.keys, finding.status
+        may_become_unique = not all(key.is_unique for key in keys)
+        if status == "unknown" or (status == "not judged" and may_become_unique):
+            self._unchecked.update(key.table for key in keys)
+            self.check_again()  # one of another tenant may have been checked
+
+    def check_again(self) -> None:
+        """Have those tables checked again, now that an index may have made a number unique."""
+        for name in self._unchecked:
             self._checks.pop(name, None)
 
     def is_unchecked(self, insert: Write) -> bool:

@@ -98,15 +98,11 @@ class Wrapper:
             for findings in sweep(self.connection, schemas=schemas, move=self._move):
                 for finding in findings:
                     self.audience.tell_of(finding, is_expected=self._move)
-                    keys, status = finding.sequence.keys, finding.status
-                    self._may_sweep_again = self._may_sweep_again or status == "unknown"
-                    if finding.is_behind and finding.moved_to is None:
-                        self._left |= dict.fromkeys((key.table for key in keys), finding)
-                    # What is too large to be read is read once an index has made it unique.
-                    may_become_unique = not all(key.is_unique for key in keys)
-                    if status == "unknown" or (status == "not judged" and may_become_unique):
-                        names = [key.table for key in keys]
-                        self._disturbed.mark_unchecked(names, is_late=status == "not judged")
+                    self._may_sweep_again |= finding.status == "unknown"
+                    self._disturbed.mark(finding)
+                    if finding.is_behind:
+                        tables = (key.table for key in finding.sequence.keys)
+                        self._left |= dict.fromkeys(tables, finding)
 
     def sweep_again(self) -> None:
         """Sweep once more, if something could not be checked."""
@@ -152,7 +148,7 @@ class Wrapper:
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_make_unique:
-            self._disturbed.forget_late()
+            self._disturbed.check_again()
         for insert in heads.inserts if self._left else ():
             if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
                 self.audience.tell_of(left)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from safemigrate.heal.disturbed import Disturbed
 from safemigrate.heal.statements import Write
+from safemigrate.sequences.sequence import Hinders, Key, Obstacle, Sequence
+from safemigrate.sequences.state import Finding
 
 ID, NAME = frozenset({"id"}), frozenset({"name"})
 
@@ -17,6 +21,32 @@ def after(*inserts: frozenset[str] | None, count: int | None = 1) -> Disturbed:
     disturbed = Disturbed()
     for columns in inserts:
         disturbed.learn([write(columns)], [], count)
+    return disturbed
+
+
+def swept(
+    hinders: Hinders | None, *, target: int | None = None, is_unique: bool = True
+) -> Disturbed:
+    """Remember what the sweep found of the table."""
+    names = {"schema": "public", "table": "tag", "column": "id", "type": "integer"}
+    quoted = {"quoted_table": "public.tag", "quoted_column": "id"}
+    key = Key(
+        1,
+        1,
+        **names,
+        **quoted,
+        is_partitioned=False,
+        is_indexed=is_unique,
+        is_heir=False,
+        has_companions=False,
+        is_unique=is_unique,
+    )
+    sequence = Sequence(
+        2, "public", "s", "s", "s", 1, 1, 9, 1, is_readable=True, is_settable=True, keys=(key,)
+    )
+    obstacle = Obstacle("it is in the way", hinders=hinders) if hinders else None
+    disturbed = Disturbed()
+    disturbed.mark(Finding(sequence, obstacle=obstacle))
     return disturbed
 
 
@@ -98,9 +128,13 @@ def test_a_key_given_later_may_be_in_the_way() -> None:
             assert needs_recheck(disturbed)
 
 
-def test_what_the_sweep_could_not_check_is_checked_once() -> None:
-    disturbed = Disturbed()
-    disturbed.mark_unchecked(["tag"], is_late=False)
+@pytest.mark.parametrize(
+    ("hinders", "is_unique"),
+    [(Hinders.CHECKING, True), (Hinders.JUDGING, False)],
+    ids=["unknown", "not unique yet"],
+)
+def test_what_the_sweep_could_not_check_is_checked_once(hinders: Hinders, is_unique: bool) -> None:
+    disturbed = swept(hinders, is_unique=is_unique)
     assert disturbed.is_unchecked(write(NAME))
     assert disturbed.needs_recheck(write(NAME), frozenset())
     disturbed.settle(write(NAME), ID, None)
@@ -108,18 +142,21 @@ def test_what_the_sweep_could_not_check_is_checked_once() -> None:
     assert not needs_recheck(disturbed)
 
 
+@pytest.mark.parametrize("hinders", [Hinders.JUDGING, None])
+def test_what_the_sweep_has_judged_needs_no_check(hinders: Hinders | None) -> None:
+    assert not needs_recheck(swept(hinders))
+
+
 def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_other() -> None:
-    disturbed = after(ID)
-    disturbed.mark_unchecked(["tag"], is_late=False)
+    disturbed = swept(Hinders.CHECKING)
+    disturbed.learn([write(ID)], [], 1)
     assert not disturbed.is_unchecked(write(NAME))
     assert needs_recheck(disturbed)
     assert not disturbed.needs_recheck(write(NAME), frozenset())
 
 
 def test_what_ddl_may_make_unique_is_checked_again() -> None:
-    for is_late in (True, False):
-        disturbed = Disturbed()
-        disturbed.mark_unchecked(["tag"], is_late=is_late)
-        disturbed.settle(write(NAME), ID, None)
-        disturbed.forget_late()
-        assert disturbed.is_unchecked(write(NAME)) is is_late
+    disturbed = swept(Hinders.JUDGING, is_unique=False)
+    disturbed.settle(write(NAME), ID, None)
+    disturbed.check_again()
+    assert disturbed.is_unchecked(write(NAME))

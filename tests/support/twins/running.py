@@ -256,7 +256,7 @@ class Twins:
                     self.counts.beyond += 1
                     return
                 if not project.harms_itself or not (
-                    expected.has_collided() or project.ignores_conflicts
+                    expected.has_collided or project.ignores_conflicts
                 ):
                     self.counts.against_migrate += 1
                     judge(expected, actual, up_to_keys=self.is_blocked)
@@ -278,9 +278,11 @@ class Twins:
         """Run the command on the twin whose sequences are in sync."""
         name = self.databases.create(template)
         try:
-            with binding("default", name):
+            with binding("default", name), collisions() as met:
                 place(project.places, behind=False)
-                return self._run(command)
+                seen = self._run(command)
+                seen.has_collided = bool(met) or isinstance(seen.outcome.error, IntegrityError)
+                return seen
         finally:
             self.databases.drop(name)
 
@@ -373,6 +375,8 @@ class Seen:
     more_schema: list[tuple[Any, ...]]
     positions: dict[int, tuple[str, int]]
     is_unchecked: bool = False
+    # Whether a statement of the run has met a duplicate, even if the migration expected that.
+    has_collided: bool = False
 
     def healed(self) -> tuple[int, int]:
         for notice in self.outcome.notices:
@@ -389,8 +393,21 @@ class Seen:
             args = [re.sub(r"\d+", "a number", each) for each in args]
         return kind, cause, args, frame
 
-    def has_collided(self) -> bool:
-        return isinstance(self.outcome.error, IntegrityError)
+
+@contextmanager
+def collisions() -> Iterator[list[IntegrityError]]:
+    """Collect the IntegrityErrors that the connection's statements meet."""
+    met: list[IntegrityError] = []
+
+    def watch(execute: Callable[..., Any], *call: Any) -> Any:
+        try:
+            return execute(*call)
+        except IntegrityError as error:
+            met.append(error)
+            raise
+
+    with connection.execute_wrapper(watch):
+        yield met
 
 
 def filling(shapes: list[int]) -> list[str]:
