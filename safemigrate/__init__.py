@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from safemigrate.heal.block import healing
     from safemigrate.heal.resync import resync
     from safemigrate.report import Note, Report, Resync
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
 __all__ = ["Finding", "Note", "Report", "Resync", "healing", "resync"]
 __version__ = "1.0.0"
 
 _HOMES = {
-    "Finding": "sequences.state",
+    "Finding": "sequences.finding",
     "Note": "report",
     "Report": "report",
     "Resync": "report",

@@ -12,7 +12,7 @@ from .signals import sequence_resynced
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
 logger = logging.getLogger("safemigrate")
 # Without a handler of the project's own, logging would print our warnings a second time.

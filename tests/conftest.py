@@ -12,9 +12,9 @@ import django
 import pytest
 from django.db import connection, connections
 
-pytest.register_assert_rewrite("tests.support.project")
+pytest.register_assert_rewrite("tests.support.findings", "tests.support.project")
 
-from tests.support.databases import Databases  # noqa: E402 - after the line above
+from tests.support.databases import Databases, execute  # noqa: E402 - after the line above
 from tests.support.environments import scratch  # noqa: E402
 from tests.support.project import Law, Project  # noqa: E402
 
@@ -88,6 +88,12 @@ def database(databases: Databases) -> Iterator[str]:
     with databases.bound("default") as name:
         yield name
     connections["other"].close()
+
+
+@pytest.fixture
+def ill(database: str) -> None:
+    """Make a table whose sequence is behind."""
+    execute("CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1), (7)")
 
 
 @pytest.fixture

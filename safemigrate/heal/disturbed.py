@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
     from .statements import Write
 

@@ -15,7 +15,7 @@ from .block import wrapper_of
 if TYPE_CHECKING:
     from django.db.models import Model
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
 
 def resync(*what: type[Model] | str, using: str = DEFAULT_DB_ALIAS) -> list[Finding]:

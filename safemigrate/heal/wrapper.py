@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
     from .statements import Heads, Write
 

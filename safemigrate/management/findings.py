@@ -12,9 +12,9 @@ from safemigrate.sequences.sequence import Hinders
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from safemigrate.sequences.finding import Finding, Status
     from safemigrate.sequences.needs import Loss
     from safemigrate.sequences.sequence import Obstacle
-    from safemigrate.sequences.state import Finding, Status
 
 # From so much of a range on somebody should think of a wider one.
 NEARLY_USED_UP = 80

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from safemigrate.printing import printable
-from safemigrate.sequences.state import Status
+from safemigrate.sequences.finding import Status
 
 from . import losses
 from .findings import obstacles_of, reasons_of
@@ -14,8 +14,8 @@ from .findings import obstacles_of, reasons_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.needs import Loss
-    from safemigrate.sequences.state import Finding
 
     from .findings import Tally
 

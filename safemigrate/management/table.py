@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from django.core.management.color import Style
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
     from .findings import Tally
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from .catalogue import sequences_of
 from .feeds import feeds_of_table
 from .resync import move_past, resync
-from .state import Finding, check, checking_table
+from .state import check, checking_table
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.driver import Cursor
 
+    from .finding import Finding
     from .sequence import Key, Place, Sequence
 
 # The columns of an index, those in its expressions too, and the trigger that may fill them.

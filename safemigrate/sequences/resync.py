@@ -5,16 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from .finding import Finding
 from .sequence import Hinders, Obstacle
-from .state import (
-    USUAL,
-    WALK_WITHOUT_UPDATE,
-    Finding,
-    Terms,
-    check,
-    finding_of,
-    state_query,
-)
+from .state import USUAL, WALK_WITHOUT_UPDATE, Terms, check, finding_of, state_query
 
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor

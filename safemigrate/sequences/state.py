@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from django.db import NotSupportedError, ProgrammingError
 
 from safemigrate import driver
-from safemigrate.printing import one_line, sql_identifier, sql_literal
+from safemigrate.printing import one_line
 
+from .finding import Finding
 from .sequence import Hinders, Key, Obstacle, Sequence
 
 if TYPE_CHECKING:
@@ -35,97 +36,6 @@ SAMPLE = 2 * SMALL
 AT_A_GLANCE = 100
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
-
-
-# Not judged: it can't be behind, or nobody can tell, as where numbers start over on purpose.
-# Unknown: it could not be checked.
-Status = Literal["in sync", "behind", "resynced", "unknown", "not judged"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check of one sequence found, and where a resync left it.
-
-    ``largest`` is the key that is farthest in the sequence's own direction (so the smallest, where
-    the increment is negative), None where there is no key. ``target`` is the value after which the
-    sequence is past it, None where the sequence is not behind. ``moved_to`` is the last value that
-    a resync used up, None where nothing was moved. ``obstacle`` says why not, or what kept the
-    check from being done; then ``next_value`` is None.
-    """
-
-    sequence: Sequence
-    next_value: int | None = None
-    largest: int | None = None
-    target: int | None = None
-    moved_to: int | None = None
-    obstacle: Obstacle | None = None
-
-    @property
-    def is_behind(self) -> bool:
-        return self.target is not None and self.moved_to is None
-
-    @property
-    def status(self) -> Status:
-        if self.moved_to is not None:
-            return "resynced"
-        if self.target is not None:
-            return "behind"
-        if self.obstacle is None:
-            return "in sync"
-        return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
-
-    @property
-    def new_next_value(self) -> int | None:
-        """What the next session gets, if the sequence was moved; otherwise None."""
-        return None if self.moved_to is None else self.moved_to + self.sequence.increment
-
-    @property
-    def percent_used(self) -> int | None:
-        """How much of its range the sequence has used once it is in sync; None if not known."""
-        if self.next_value is None:
-            return None
-        sequence, sign = self.sequence, self.sequence.sign
-        given = [self.next_value - sequence.increment, self.target, self.moved_to]
-        last = max(sign * each for each in given if each is not None)
-        first, end = sorted((sign * sequence.lowest, sign * sequence.highest))
-        return min(max(0, 100 * (last - first + 1) // (end - first + 1)), 100)
-
-    @property
-    def repair(self) -> str:
-        """The statement that a DBA could type, or an empty string where there is none."""
-        if self.target is None or (self.obstacle and self.obstacle.is_final):
-            return ""
-        literal, quoted = _names_to_print(self.sequence)
-        short = "<=" if self.sequence.increment > 0 else ">="
-        return (
-            f"SELECT pg_catalog.setval({literal}, {self.target}) "
-            f"FROM {quoted} WHERE last_value {short} {self.target};"
-        )
-
-    @property
-    def remedy(self) -> str:
-        """Why the sequence was left alone, and what to type."""
-        if self.obstacle is None:
-            return f"healing is off; {self.repair}"
-        if not self.repair or self.repair in self.obstacle.advice:
-            return str(self.obstacle)
-        return f"{str(self.obstacle).removesuffix(';')}; or, as a role that may: {self.repair}"
-
-    def __str__(self) -> str:
-        keys = ", ".join(map(str, self.sequence.keys))
-        return (
-            f"Sequence {self.sequence} is behind {keys} (next value {self.next_value}, largest "
-            f"key {self.largest})"
-        )
-
-
-def _names_to_print(sequence: Sequence) -> tuple[str, str]:
-    """Return its name as a literal and as an identifier, without a character that acts."""
-    if sequence.quoted.isprintable():
-        return sequence.literal, sequence.quoted
-    schema, name = sql_identifier(sequence.schema), sql_identifier(sequence.name)
-    return sql_literal(sequence.quoted), f"{schema}.{name}"
-
 
 RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # With constraint exclusion the planner would evaluate CHECK constraints, which anybody may write.

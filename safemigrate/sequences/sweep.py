@@ -11,10 +11,11 @@ from safemigrate import driver
 
 from .catalogue import code_of_others, nameless, sequences_of
 from .feeds import LISTING, Feed, list_feeds
+from .finding import Finding
 from .resync import move_past
 from .scope import all_schemas, feeds_in
 from .sequence import Hinders, Sequence
-from .state import LOCK_NOT_AVAILABLE, USUAL, Finding, Terms, check, checking, obstacle_of
+from .state import LOCK_NOT_AVAILABLE, USUAL, Terms, check, checking, obstacle_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,14 @@ from django.db.backends.postgresql.psycopg_any import errors
 
 import safemigrate
 from safemigrate.heal.collisions import Collision, collision_of
-from tests.support.databases import behind, binding, elsewhere, execute
+from tests.support.databases import behind, binding, elsewhere, execute, rows
+from tests.support.findings import collide, found
+from tests.support.project import run_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.support.project import Project
 
 
 def disguise(change: Callable[[IntegrityError], IntegrityError]) -> Any:
@@ -179,3 +184,65 @@ def test_what_the_rollback_takes_back_may_have_been_drawn(groups: None) -> None:
         Group.objects.create(name="collides")
     assert behind() == []
     assert "is in sync now" in report.notes[0].text
+
+
+def test_the_error_is_the_original(ill: None) -> None:
+    execute("INSERT INTO t VALUES (2147483647)")
+    with pytest.raises(IntegrityError) as plain:
+        execute("INSERT INTO t (note) VALUES ('new')")
+    execute("SELECT setval('t_id_seq', 1, false)")
+    notes, error = collide()
+    assert type(error) is type(plain.value)
+    assert error.args == plain.value.args
+    if hasattr(error, "add_note"):
+        assert getattr(error, "__notes__", None) == [f"safemigrate: {notes[-1].text}"]
+
+
+def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    execute("CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1)")
+    execute("INSERT INTO t VALUES (2147483647)")
+    project.migration(
+        run_python(lambda apps, editor: editor.execute("INSERT INTO t DEFAULT VALUES"))
+    )
+    err = io.StringIO()
+    with pytest.raises(IntegrityError):
+        project.migrate(command="safemigrate", stderr=err)
+    assert "the range ends at 2147483647" in err.getvalue()
+    assert "the range ends at 2147483647" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sql", "line"),
+    [
+        (
+            "ALTER TABLE t ALTER id DROP DEFAULT",
+            "INSERT INTO t (note) VALUES ('new')",
+            "public.t.id has no default or identity any more",
+        ),
+        (
+            "SELECT 1",
+            "INSERT INTO t (id) VALUES (7)",
+            "Genuine duplicate in public.t: no sequence that feeds id has given this",
+        ),
+        (
+            "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
+            "CREATE UNIQUE INDEX ON t (note)",
+            "public.t already holds duplicate values, so t_note_idx cannot be created.",
+        ),
+        (
+            "ALTER TABLE t ALTER id SET DEFAULT length('seven77')",
+            "INSERT INTO t (note) VALUES ('new')",
+            "The default of t.id is computed",
+        ),
+    ],
+)
+def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
+    execute(prepare)
+    found(move=True)
+    state = rows("SELECT xmin, * FROM t_id_seq")
+    notes: list[Any] = []
+    with pytest.raises(IntegrityError), safemigrate.healing(tell=notes.append):
+        execute(sql)
+    assert [note.is_fatal for note in notes] == [True]
+    assert line in notes[0].text
+    assert rows("SELECT xmin, * FROM t_id_seq") == state

@@ -6,8 +6,8 @@ import pytest
 
 from safemigrate.heal.disturbed import Disturbed
 from safemigrate.heal.statements import Write
+from safemigrate.sequences.finding import Finding
 from safemigrate.sequences.sequence import Hinders, Key, Obstacle, Sequence
-from safemigrate.sequences.state import Finding
 
 ID, NAME = frozenset({"id"}), frozenset({"name"})
 

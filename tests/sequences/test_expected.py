@@ -21,7 +21,7 @@ from tests.support.servers import tool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
     from tests.support.project import Project
 
 TABLE = "auth_group_permissions"

@@ -11,7 +11,7 @@ from safemigrate.sequences.sweep import sweep
 from tests.support.databases import execute, next_value, value
 
 if TYPE_CHECKING:
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
 
 def swept(*, move: bool = True) -> dict[str, Finding]:

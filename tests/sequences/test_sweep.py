@@ -14,7 +14,7 @@ from tests.support.databases import binding, execute, locked, next_value, rows, 
 from tests.support.runs import counted
 
 if TYPE_CHECKING:
-    from safemigrate.sequences.state import Finding
+    from safemigrate.sequences.finding import Finding
 
 
 def swept(*, move: bool = True, schemas: list[str] | None = None) -> dict[str, Finding]:

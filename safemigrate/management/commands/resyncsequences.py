@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.sequences.feeds import Feed
+    from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.needs import Loss
-    from safemigrate.sequences.state import Finding
 
 # Exit statuses; 2 is argparse's own for what can't be meant.
 BEHIND, WRONG, UNKNOWN, DOWN = 1, 2, 3, 4
