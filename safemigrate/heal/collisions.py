@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections
 
@@ -49,8 +48,7 @@ LOST_DEFAULT = (
 LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check{where}"
 
 
-@dataclass(frozen=True)
-class Collision:
+class Collision(NamedTuple):
     """A violation as the server reported it; ``schema`` is None if only its text was available.
 
     ``is_of_stored_rows`` means that no row was added: an index was to be built over duplicates.

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemigrate.sqltext import GAP as _GAP
 from safemigrate.sqltext import NAME, VERB
@@ -54,6 +53,8 @@ READING = frozenset(
     abort begin close commit declare end fetch move release rollback savepoint set show start
     """.split()
 )
+# What Django's atomic() sends has a new name each time, and would only crowd the cache.
+SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 # Statements that may hold others within themselves, or are read to the end of the text like those.
 NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that may make a column unique.
@@ -69,8 +70,7 @@ REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
-@dataclass(frozen=True)
-class Write:
+class Write(NamedTuple):
     """The columns of one table that a statement writes; None for all of them.
 
     ``table`` is the name as it is written, ``name`` the last part of it as the server knows it.
@@ -81,8 +81,7 @@ class Write:
     columns: frozenset[str] | None
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """The INSERTs and UPDATEs that a text holds, and whether it may insert, or make a key, at all.
 
     ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
@@ -103,6 +102,8 @@ UNREAD = Heads()
 
 def read(sql: str) -> Heads:
     """Read the heads of ``sql``, which may be several statements; never raises."""
+    if sql.startswith(SAVEPOINTS) and ";" not in sql:
+        return NOTHING
     return _read_and_remember(sql) if len(sql) <= REMEMBERED_LENGTH else _read(sql)
 
 

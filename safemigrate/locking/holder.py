@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemigrate.printing import printable_ascii
 
@@ -61,8 +60,7 @@ HEAD = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A session that holds the migration lock; ``token`` is empty if it is not a run of ours.
 
     ``role`` and ``name`` are set only where it is empty.

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemigrate.signals import receiving_plans
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 NOT_THE_PROJECTS = {"django", "safemigrate", *sys.stdlib_module_names}
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A migration that is to be applied now, or taken back: :meth:`run` does that."""
 
     migration: Migration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django.apps import apps
@@ -27,8 +26,7 @@ class Need(NamedTuple):
     is_auto: bool
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """What a model's table needs of ``column`` and does not have.
 
     ``sql`` puts it back, a default past the largest key; empty where a human has to decide how. No

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .catalogue import sequences_of
 from .feeds import feeds_of_table
@@ -55,8 +54,7 @@ NEAREST = """(
     WHERE {column} {at_least} {next_value})"""
 
 
-@dataclass(frozen=True)
-class Recheck:
+class Recheck(NamedTuple):
     """What a check in the middle of a run found of the sequences that feed one table.
 
     ``columns`` are those that they feed. ``free`` is how many values can be drawn until one is
@@ -140,8 +138,7 @@ def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
     return -(-abs(int(row.key) - finding.next_value) // abs(sequence.increment))
 
 
-@dataclass(frozen=True)
-class Feeding:
+class Feeding(NamedTuple):
     """What feeds the columns of a constraint, and what was found of it.
 
     ``why_not`` says in one sentence why nothing could be judged; else it is empty.

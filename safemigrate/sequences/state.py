@@ -7,8 +7,8 @@ no operator, function or relation of anybody else's can stand in for the server'
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import NotSupportedError, ProgrammingError
 
@@ -77,8 +77,7 @@ def checking_table(
         yield cursor, oid
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What a person asks for beyond the usual.
 
     ``headroom`` is the number of values to leave free past the largest key. ``scan`` reads even a

@@ -163,6 +163,14 @@ def test_only_short_texts_are_remembered() -> None:
         assert _read_and_remember.cache_info().currsize == kept
 
 
+@pytest.mark.parametrize("verb", ["SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT"])
+def test_savepoints_are_not_remembered(verb: str) -> None:
+    _read_and_remember.cache_clear()
+    assert read(f'{verb} "s1_x1"') is NOTHING
+    assert _read_and_remember.cache_info().currsize == 0
+    assert writes(f"{verb} a; INSERT INTO tag (name) VALUES ('x')") == ({"tag": {"name"}}, {})
+
+
 @pytest.mark.parametrize(
     ("head", "expected"),
     [

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -197,7 +196,7 @@ class Command(BaseCommand):
         if self.options["restore_defaults"] and self._may_change():
             why = losses.restore_all(connection, found, self._tell)
             found = [  # another session may have restored some
-                replace(loss, reason=f"{loss.reason}; not restored: {why[loss.place]}")
+                loss._replace(reason=f"{loss.reason}; not restored: {why[loss.place]}")
                 if loss.is_restorable and loss.place in why
                 else loss
                 for loss in self._find_lost(connection)

@@ -8,9 +8,8 @@ import sys
 from argparse import ArgumentTypeError
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from django.core import management
 from django.core.exceptions import ImproperlyConfigured
@@ -46,8 +45,7 @@ if TYPE_CHECKING:
 _is_running: ContextVar[bool] = ContextVar("safemigrate_is_running", default=False)
 
 
-@dataclass(frozen=True)
-class _Choices:
+class _Choices(NamedTuple):
     """The options of the command line, or else the settings, validated."""
 
     max_retries: int
@@ -234,7 +232,7 @@ class Command(BaseCommand):
         self._refuse_processes(options)
         connection = connections[options.get("database") or DEFAULT_DB_ALIAS]
         if not self.takes_lock(options):
-            choices = replace(choices, lock=False)
+            choices = choices._replace(lock=False)
         with ending_on_signals():
             with self.record.waiting("database", self._tell_waiting) as tell:
                 wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
