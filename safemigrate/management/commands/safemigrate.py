@@ -157,7 +157,9 @@ class Command(BaseCommand):
     @cached_property
     def added_options(self) -> list[str]:
         """The options of ours whose names ``migrate`` does not have already."""
-        parser = self.migrate.create_parser("manage.py", "migrate")
+        return self._missing_in(self.migrate.create_parser("manage.py", "migrate"))
+
+    def _missing_in(self, parser: CommandParser) -> list[str]:
         theirs = {action.dest for action in parser._actions}
         return [name for name in self.own_options if name not in theirs]
 
@@ -166,6 +168,7 @@ class Command(BaseCommand):
         self.migrate._called_from_command_line = is_typed  # type: ignore[attr-defined]
         parser = self.migrate.create_parser(prog_name, subcommand, **kwargs)
         parser.description = self.help
+        self.added_options = self._missing_in(parser)  # which saves making a parser for that
         group = parser.add_argument_group("safemigrate")
         for name in self.added_options:
             group.add_argument(f"--{name.replace('_', '-')}", **self.own_options[name])
