@@ -35,21 +35,23 @@ class Disturbed:
         # By the names as written, too: tables of several schemas may share one.
         self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
         self._unchecked: set[str] = set()
+        self._late: set[str] = set()
 
     def mark(self, finding: Finding) -> None:
         """Remember the tables of a sequence that the sweep could not check, or not yet.
 
         What is too large to be read is read once an index has made it unique.
         """
-        keys, status = finding.sequence.keys, finding.status
-        may_become_unique = not all(key.is_unique for key in keys)
-        if status == "unknown" or (status == "not judged" and may_become_unique):
-            self._unchecked.update(key.table for key in keys)
-            self.check_again()  # one of another tenant may have been checked
+        keys = finding.sequence.keys
+        is_late = finding.status == "not judged" and not all(key.is_unique for key in keys)
+        if is_late or finding.status == "unknown":
+            for name in {key.table for key in keys}:
+                (self._late if is_late else self._unchecked).add(name)
+                self._checks.pop(name, None)  # one of another tenant may have been checked
 
-    def check_again(self) -> None:
-        """Have those tables checked again, now that an index may have made a number unique."""
-        for name in self._unchecked:
+    def forget_late(self) -> None:
+        """Have numbers checked again, now that an index may have made them unique."""
+        for name in self._late:
             self._checks.pop(name, None)
 
     def is_unchecked(self, insert: Write) -> bool:
@@ -58,8 +60,8 @@ class Disturbed:
         Once the run has given keys, those that were there before can't be told from them: then it
         is a disturbed table like any other.
         """
-        is_unchecked = insert.name in self._unchecked and self._check_of(insert) is None
-        return is_unchecked and not self._is_disturbed_for(insert)
+        is_marked = insert.name in self._unchecked or insert.name in self._late
+        return is_marked and self._check_of(insert) is None and not self._is_disturbed_for(insert)
 
     def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""

@@ -148,7 +148,7 @@ class Wrapper:
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_make_unique:
-            self._disturbed.check_again()
+            self._disturbed.forget_late()
         for insert in heads.inserts if self._left else ():
             if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
                 self.audience.tell_of(left)

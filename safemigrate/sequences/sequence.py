@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ class Hinders(IntEnum):
     MOVING = 3
 
 
-class Obstacle(NamedTuple):
+@dataclass(frozen=True)
+class Obstacle:
     """Why a sequence is left alone, and what an operator can do about it.
 
     ``is_final`` means that no setval() would help.
@@ -32,7 +34,8 @@ class Obstacle(NamedTuple):
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """A column that a sequence feeds, and how far the catalogue says that it is unique.
 
     An heir has no unique index itself, but inherits from a table that has one. ``has_companions``
@@ -73,7 +76,8 @@ class Place(NamedTuple):
     attribute: int
 
 
-class Sequence(NamedTuple):
+@dataclass(frozen=True)
+class Sequence:
     """A sequence, its bounds, all the keys that it feeds, and the worst obstacles first."""
 
     oid: int
@@ -124,4 +128,4 @@ class Sequence(NamedTuple):
 
     def forced(self) -> Sequence:
         """Return the sequence without the obstacles that a person may overrule."""
-        return self._replace(obstacles=tuple(each for each in self.obstacles if not each.can_force))
+        return replace(self, obstacles=tuple(each for each in self.obstacles if not each.can_force))

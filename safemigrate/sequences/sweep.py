@@ -233,5 +233,5 @@ def _moved(
             raise
         if not _checked(connection, [feeds], terms, SHORT_WAIT):
             return []
-        obstacle = obstacle_of(error)._replace(hinders=Hinders.MOVING)
+        obstacle = replace(obstacle_of(error), hinders=Hinders.MOVING)
         return [replace(finding, obstacle=obstacle)]

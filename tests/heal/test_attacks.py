@@ -12,6 +12,7 @@ import pytest
 from django.db import migrations
 
 from tests.support.databases import execute
+from tests.support.servers import needs
 from tests.support.texts import ADD_ITEM, LOG_ITEM
 
 if TYPE_CHECKING:
@@ -830,6 +831,8 @@ def spoil() -> None:
 def test_sql_ends_as_on_the_twin_in_sync(
     filled: Project, law: Law, setup: str, script: list[str], atomic: bool
 ) -> None:
+    if any("MERGE " in text for text in script):
+        needs(15, "MERGE")
     if setup:
         execute(setup)
     if atomic and any("COMMIT;" in text for text in script):

@@ -186,6 +186,26 @@ def test_a_table_locked_during_the_sweep_and_written_by_a_function(filled: Proje
     assert rows("SELECT id FROM app_item WHERE name = 'x'") == [(21,)]
 
 
+@pytest.mark.parametrize("columns", ["", "(id, name)"])
+def test_a_table_locked_during_the_sweep_that_is_given_keys(filled: Project, columns: str) -> None:
+    """It was checked at its first INSERT; no DDL makes the keys those of before the run."""
+    lock = ExitStack()
+    filled.migration(run_python(lambda apps, editor: lock.close()))
+    script: Any = [
+        "INSERT INTO app_item (name) VALUES ('first')",
+        f"INSERT INTO app_item {columns} VALUES (1000, 'given')",
+        "CREATE TABLE other (id int)",
+        f"INSERT INTO app_item {columns} VALUES (1001, 'given')",
+        "INSERT INTO app_item (name) VALUES ('second')",
+    ]
+    filled.migration(migrations.RunSQL(script))
+    lock.enter_context(locked("app_item"))
+    with lock:
+        filled.migrate(command="safemigrate", stderr=io.StringIO())
+
+    assert rows("SELECT id FROM app_item WHERE name = 'second'") == [(22,)]
+
+
 def test_a_session_that_ends_every_other(filled: Project, law: Law) -> None:
     """Scripts do that before they lock a table; the migration lock's session goes, too."""
     script: Any = [

@@ -156,7 +156,8 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
 
 
 def test_what_ddl_may_make_unique_is_checked_again() -> None:
-    disturbed = swept(Hinders.JUDGING, is_unique=False)
-    disturbed.settle(write(NAME), ID, None)
-    disturbed.check_again()
-    assert disturbed.is_unchecked(write(NAME))
+    for is_late in (True, False):
+        disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
+        disturbed.settle(write(NAME), ID, None)
+        disturbed.forget_late()
+        assert disturbed.is_unchecked(write(NAME)) is is_late

@@ -18,6 +18,8 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection
 from django.test import override_settings
 
+from safemigrate.driver import sqlstate
+from safemigrate.heal.collisions import VIOLATIONS
 from safemigrate.locking.timeouts import is_lock_failure
 from safemigrate.report import logger
 from tests.support.databases import Databases, binding, execute, rows
@@ -278,9 +280,10 @@ class Twins:
         """Run the command on the twin whose sequences are in sync."""
         name = self.databases.create(template)
         try:
-            with binding("default", name), collisions() as met:
+            with binding("default", name):
                 place(project.places, behind=False)
-                seen = self._run(command)
+                with collisions() as met:
+                    seen = self._run(command)
                 seen.has_collided = bool(met) or isinstance(seen.outcome.error, IntegrityError)
                 return seen
         finally:
@@ -396,14 +399,15 @@ class Seen:
 
 @contextmanager
 def collisions() -> Iterator[list[IntegrityError]]:
-    """Collect the IntegrityErrors that the connection's statements meet."""
+    """Collect the duplicates that the connection's statements meet."""
     met: list[IntegrityError] = []
 
     def watch(execute: Callable[..., Any], *call: Any) -> Any:
         try:
             return execute(*call)
         except IntegrityError as error:
-            met.append(error)
+            if sqlstate(error) in VIOLATIONS:
+                met.append(error)
             raise
 
     with connection.execute_wrapper(watch):
