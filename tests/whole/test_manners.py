@@ -137,6 +137,7 @@ def test_a_process_that_does_not_migrate_loads_little_of_it(newcomer: Newcomer) 
 
 def test_the_package_has_what_it_names_and_nothing_else() -> None:
     assert all(getattr(safemigrate, name).__name__ == name for name in safemigrate.__all__)
+    assert set(safemigrate.__all__) <= set(dir(safemigrate))
     with pytest.raises(AttributeError, match="module 'safemigrate' has no attribute 'heal_all'"):
         safemigrate.heal_all  # noqa: B018
 
