@@ -117,9 +117,9 @@ class Judge:
     def heals(self, error: BaseException, *, refusal: str = "", given: Write | None = None) -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
-        What the statement has ``given`` itself, no sequence has.
         That is where a sequence has moved, and no ``refusal`` keeps the statement from being sent
-        again. Otherwise the error gets a note.
+        again. Otherwise the error gets a note. What the statement has ``given`` itself, no sequence
+        has.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":

@@ -30,9 +30,9 @@ class Disturbed:
     """What the statements of one connection have supplied, by the tables' unqualified names."""
 
     def __init__(self) -> None:
+        # Both by the names as written, too: tables of several schemas may share one.
         # The columns for which statements have supplied values; None once that may be all of them.
         self._given: dict[str, frozenset[str] | None] = {}
-        # By the names as written, too: tables of several schemas may share one.
         self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
         self._unchecked: set[str] = set()
         self._late: set[str] = set()
@@ -62,6 +62,10 @@ class Disturbed:
         """
         is_marked = insert.name in self._unchecked or insert.name in self._late
         return is_marked and self._check_of(insert) is None and not self._is_disturbed_for(insert)
+
+    def given(self, insert: Write) -> frozenset[str] | None:
+        """Return the columns of the very table that the run has given; None if it may be all."""
+        return self._given.get(insert.table, frozenset())
 
     def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
@@ -101,8 +105,10 @@ class Disturbed:
         """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""
         self.draw(inserts, count)
         for write in (*inserts, *updates):
-            given, columns = self._given.get(write.name, frozenset()), write.columns
-            self._given[write.name] = None if columns is None or given is None else given | columns
+            columns = write.columns
+            for name in {write.name, write.table}:
+                given = self._given.get(name, frozenset())
+                self._given[name] = None if columns is None or given is None else given | columns
             for check in self._checks[write.name].values():
                 if columns is None or columns & check.fed:
                     check.free = 0

@@ -120,6 +120,7 @@ class Wrapper:
                 insert.table,
                 given=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
+                disturbed=self._disturbed.given(insert),
             ) or Recheck(frozenset(), [], None)
             self._disturbed.settle(insert, found.columns, found.free)
             for finding in found.findings:

@@ -72,11 +72,13 @@ def recheck(
     *,
     given: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
+    disturbed: frozenset[str] | None = frozenset(),
 ) -> Recheck | None:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
     Those are the ones that feed other columns than ``given``. One whose next value is taken is
-    resynced. Where the table ``is_unchecked``, every sequence that is behind is. Waits for the
+    resynced. Where the table ``is_unchecked``, every sequence that is behind is, but for those of
+    columns for which the run itself has supplied values: ``disturbed``, None for any. Waits for the
     table's lock as long as the INSERT would. Returns None where there is no such table, or no
     sequence feeds it.
     """
@@ -89,7 +91,11 @@ def recheck(
         found = [
             (resync(cursor, each), None) if is_unchecked else _resync_if_taken(cursor, each, own)
             for each, columns in zip(sequences, fed, strict=True)
-            if is_unchecked or not columns or not columns <= given
+            if (
+                disturbed is not None and not columns & disturbed
+                if is_unchecked
+                else not columns or not columns <= given
+            )
         ]
     if not any(fed):
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import IntegrityError, migrations, transaction
 
+import safemigrate
 from tests.support.databases import execute, rows, value
 from tests.support.project import Law, Project, run_python
 
@@ -410,3 +411,19 @@ def test_a_number_that_is_unique_while_it_is_open(filled: Project, law: Law, ato
 
     assert law.run("safemigrate").error is None
     assert rows("SELECT number FROM app_ticket WHERE open") == [(1,)]
+
+
+@pytest.mark.parametrize("columns", ["", "(id, number, note)"])
+def test_keys_that_the_run_gives_before_they_are_unique(database: str, columns: str) -> None:
+    """The table is too large for the sweep; on a healthy database nothing moves."""
+    execute(
+        "CREATE TABLE t (id int, number serial, note text);"
+        "INSERT INTO t (id, note) SELECT n, repeat('x', 90) FROM generate_series(1, 20000) AS n"
+    )
+    with safemigrate.healing() as report:
+        execute(f"INSERT INTO t {columns} VALUES (1, 100000, 'given')")
+        execute("CREATE UNIQUE INDEX ON t (number)")
+        execute(f"INSERT INTO t {columns} VALUES (1, 100001, 'given')")
+        execute("INSERT INTO t (id, note) VALUES (1, 'new')")
+    assert rows("SELECT number FROM t WHERE note = 'new'") == [(20001,)]
+    assert report.resyncs == []

@@ -14,6 +14,7 @@ from safemigrate.sequences.scope import all_schemas, feeds_in
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import survey
 from tests.support.databases import execute
+from tests.support.locks import logged_in_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,14 +41,10 @@ def role(*grants: str) -> Iterator[None]:
     execute(f"CREATE ROLE {POOR} LOGIN")
     for grant in grants:
         execute(f"GRANT {grant} TO {POOR}")
-    user = connection.settings_dict["USER"]
-    connection.close()
-    connection.settings_dict["USER"] = POOR
     try:
-        yield
+        with logged_in_as(POOR):
+            yield
     finally:
-        connection.close()
-        connection.settings_dict["USER"] = user
         execute(f"DROP OWNED BY {POOR}; DROP ROLE {POOR}")
 
 
