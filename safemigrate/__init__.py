@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safemigrate.heal.block import healing
     from safemigrate.heal.resync import resync
-    from safemigrate.report import Note, Report, Resync
+    from safemigrate.report import LockWait, Note, Report, Resync
     from safemigrate.sequences.finding import Finding
 
-__all__ = ["Finding", "Note", "Report", "Resync", "healing", "resync"]
+__all__ = ["Finding", "LockWait", "Note", "Report", "Resync", "healing", "resync"]
 __version__ = "1.0.0"
 
 _HOMES = {
     "Finding": "sequences.finding",
+    "LockWait": "report",
     "Note": "report",
     "Report": "report",
     "Resync": "report",

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand
 from django.db import Error, connections
 
 from safemigrate import conf
-from safemigrate.printing import one_line, printable
+from safemigrate.printing import command_line, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -89,7 +89,7 @@ def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
     alias = connection.alias
     try:
         schemas = current_schemas(connection)
-        chunks = list(survey(connection, feeds_in(connection, schemas)))
+        findings = list(survey(connection, feeds_in(connection, schemas)))
         lost = losses(connection, needs_of_apps(connection), schemas)
     except Error as error:
         yield checks.Warning(
@@ -97,14 +97,13 @@ def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
             id="safemigrate.W007",
         )
         return
-    findings = [finding for chunk in chunks for finding in chunk]
     if behind := _named(each.sequence for each in findings if each.is_behind):
         yield checks.Warning(
             f"Sequences of the database {alias!r} are behind the keys they feed: {behind}.",
-            hint=f"Run 'manage.py resyncsequences --database {alias}'.",
+            hint=f"Type: {command_line(alias)}",
             id="safemigrate.W002",
         )
-    hint = f"Run 'manage.py resyncsequences --check --database {alias}'."
+    hint = f"Type: {command_line(alias, '--check')}"
     if names := _named(f"{'.'.join(each.place)} ({each.status})" for each in lost):
         yield checks.Warning(
             f"Tables of the database {alias!r} have lost what their models need: {names}.",

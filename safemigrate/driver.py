@@ -177,7 +177,11 @@ def savepoint(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
 
 @contextmanager
 def aside(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
-    """Give a cursor whose settings and locks, but not whose ``setval``, end with the block."""
+    """Give a cursor whose settings and locks, but not whose ``setval``, end with the block.
+
+    It connects, if need be.
+    """
+    connection.ensure_connection()
     with (transaction if is_idle(connection) else savepoint)(connection) as ours:
         yield ours
 
@@ -192,7 +196,10 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def is_of_the_connection(error: BaseException) -> bool:
-    """Tell whether the server did not send it: psycopg2 uses any class for a lost connection."""
+    """Tell whether another connection may do better: this one is lost, or was refused.
+
+    psycopg2 uses any class for a lost one.
+    """
     return isinstance(error, (OperationalError, InterfaceError)) or sqlstate(error) is None
 
 

@@ -31,8 +31,6 @@ class ResyncSequences(Operation):
     would do on the database as it is now.
     """
 
-    reduces_to_sql = True
-    reversible = True
     category = getattr(RunSQL, "category", None)  # from Django 5.1 on
 
     # Not *names: Django's writer of migrations gives each argument by its name.
@@ -94,6 +92,5 @@ def _sql(connection: BaseDatabaseWrapper, what: list[type[Model] | str]) -> Iter
     except LookupError as error:
         yield f"-- {error.args[0]} What is behind can be told only when there is."
         return
-    for chunk in survey(connection, feeds):
-        for finding in chunk:
-            yield from sql_lines(finding)
+    for finding in survey(connection, feeds):
+        yield from sql_lines(finding)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
+from django.db import DEFAULT_DB_ALIAS
+
 
 def printable(text: str) -> str:
     """Return ``text`` with escapes for what a terminal would not show as a character.
@@ -25,6 +29,14 @@ def one_line(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def command_line(alias: str, *options: str, schema: str | None = None) -> str:
+    """Return what to type to have ``resyncsequences`` do more about a database."""
+    words = ["python", "manage.py", "resyncsequences", *options]
+    words += ["--database", alias] if alias != DEFAULT_DB_ALIAS else []
+    words += ["--schema", schema] if schema not in (None, "public") else []
+    return shlex.join(words)
 
 
 def sql_identifier(name: str) -> str:

@@ -124,7 +124,10 @@ class Report:
         else:
             self.notes.append(event)
         if self.tell:
-            self.tell(event)
+            try:
+                self.tell(event)
+            except Exception:  # it is told of the run, and does not decide it
+                logger.exception("tell() failed for: %s", event)
 
 
 class Audience:

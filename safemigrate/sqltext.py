@@ -20,4 +20,5 @@ def verb_of_one_statement(sql: str) -> str:
     A semicolon says so, even in a literal: without one no COMMIT can follow.
     """
     start = VERB.match(sql)
-    return start["verb"].lower() if start and not SEVERAL.search(sql) else ""
+    is_one = ";" not in sql or not SEVERAL.search(sql)  # the first is ten times as fast
+    return start["verb"].lower() if start and is_one else ""

@@ -111,7 +111,7 @@ def test_sequences_behind(project: Project) -> None:
         "Sequences of the database 'default' are behind the keys they feed: "
         "public.auth_permission_id_seq, public.django_migrations_id_seq."
     )
-    assert warning.hint == "Run 'manage.py resyncsequences --database default'."
+    assert warning.hint == "Type: python manage.py resyncsequences"
     assert behind() == ["auth_permission", "django_migrations"]
 
     call_command("resyncsequences", stdout=io.StringIO())

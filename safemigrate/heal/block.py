@@ -48,8 +48,11 @@ def healing(
     Inside another ``healing()`` of the same connection the outer one's options apply. A connection
     that is configured with ``AUTOCOMMIT: False`` is left alone.
 
-    Yields a ``Report``. Raises ImproperlyConfigured for a setting that can't be used.
+    Yields a ``Report``. Raises ImproperlyConfigured for a setting that can't be used, ValueError
+    for ``max_retries`` below 0, and ConnectionDoesNotExist for an alias that there is not.
     """
+    if max_retries is not None and max_retries < 0:
+        raise ValueError(f"max_retries must be 0 or more, not {max_retries}.")
     retries = conf.max_retries() if max_retries is None else max_retries
     move = conf.heal() if heal is None else heal
     report = Report(tell=tell)

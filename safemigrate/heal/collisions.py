@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections
+from django.db import IntegrityError, connections
 
 from safemigrate import driver
-from safemigrate.printing import one_line
+from safemigrate.printing import command_line, one_line
 from safemigrate.report import chain
-from safemigrate.sequences.expected import has_lost_default
+from safemigrate.sequences.expected import losses
+from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.recheck import resync_constraint
 from safemigrate.sqltext import verb_of_one_statement
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.report import Audience
+    from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.recheck import Feeding
 
     from .statements import Write
@@ -37,15 +38,15 @@ CONCURRENT_DDL = (
     "the command again."
 )
 GENUINE = (
-    "Genuine duplicate in {table}: no sequence that feeds {columns} has given this value. The "
-    "statement, or a trigger or function that it calls, supplied it itself."
+    "Genuine duplicate in {table}: no sequence that feeds {columns} is the cause. The statement, "
+    "a trigger or function that it calls, or its transaction before it supplied the value."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
-    "it. No sequence is behind. Type: python manage.py resyncsequences --restore-defaults{where} "
-    "(and --force, if the table has a trigger before INSERT)"
+    "it. No sequence is behind. Type: {command} (and --force, if the table has a trigger before "
+    "INSERT)"
 )
-LATER = "After the rollback, check {table} with: python manage.py resyncsequences --check{where}"
+LATER = "After the rollback, check {table} with: {command}"
 
 
 class Collision(NamedTuple):
@@ -108,18 +109,12 @@ class Judge:
         self._audience = audience
         self._move = move
 
-    def _where(self, schema: str | None) -> str:
-        """Return the options by which a command finds what is meant."""
-        alias = self._connection.alias
-        database = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
-        return database + ("" if schema in (None, "public") else f" --schema {shlex.quote(schema)}")
-
     def heals(self, error: BaseException, *, refusal: str = "", given: Write | None = None) -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
-        That is where a sequence has moved, and no ``refusal`` keeps the statement from being sent
-        again. Otherwise the error gets a note. What the statement has ``given`` itself, no sequence
-        has.
+        That is where a sequence has moved, if only by the draw that failed, and no ``refusal``
+        keeps the statement from being sent again. Otherwise the error gets a note. What the
+        statement has ``given`` itself, no sequence has.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
@@ -138,12 +133,13 @@ class Judge:
             why_not = f"{collision} could not be checked: {one_line(str(failure))}"
             self._audience.explain(error, why_not)
             return False
-        has_moved = any(each.moved_to is not None for each in feeding.findings)
-        is_retried = has_moved and not refusal
+        refusal = refusal or ("" if self._move else "healing is off")
+        cured = _cured(feeding)
+        is_retried = bool(cured) and not refusal
         for finding in feeding.findings:
             self._audience.tell_of(finding, is_retried=is_retried, is_expected=True)
         if not is_retried:
-            self._audience.explain(error, _verdict(collision, feeding, refusal))
+            self._audience.explain(error, _verdict(collision, feeding, cured, refusal))
         return is_retried
 
     def explain(self, leaving: BaseException) -> None:
@@ -157,8 +153,8 @@ class Judge:
             if collision is None:
                 self._explain_null(error)
             elif not (is_sure and driver.is_idle(self._connection)):
-                where = self._where(collision.schema)
-                self._audience.explain(error, LATER.format(table=collision, where=where))
+                command = command_line(self._connection.alias, "--check", schema=collision.schema)
+                self._audience.explain(error, LATER.format(table=collision, command=command))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")
 
@@ -172,11 +168,16 @@ class Judge:
     def _explain_null(self, error: BaseException) -> None:
         diag: Any = driver.diagnostics(error)
         is_null = diag is not None and diag.sqlstate == NOT_NULL_VIOLATION
-        if is_null and driver.is_idle(self._connection):
-            schema, table, column = diag.schema_name, diag.table_name, diag.column_name
-            if has_lost_default(self._connection, schema, table, column):
-                names = {"table": f"{schema}.{table}", "column": column}
-                note = LOST_DEFAULT.format(**names, where=self._where(schema))
+        if not (is_null and driver.is_idle(self._connection)):
+            return
+        schema, table, column = diag.schema_name, diag.table_name, diag.column_name
+        needs = [each for each in needs_of_apps(self._connection) if each.table == table]
+        for loss in losses(self._connection, needs, [schema], force=True):
+            if loss.place == (schema, table, column) and loss.status == "lost default":
+                command = command_line(self._connection.alias, "--restore-defaults", schema=schema)
+                note = LOST_DEFAULT.format(
+                    table=f"{schema}.{table}", column=column, command=command
+                )
                 self._audience.explain(error, note)
 
 
@@ -188,10 +189,13 @@ def _plain_reason(collision: Collision | None) -> str:
     return DUPLICATES.format(table=collision, constraint=collision.constraint)
 
 
-def _verdict(collision: Collision, feeding: Feeding, refusal: str) -> str:
-    moved = [each for each in feeding.findings if each.moved_to is not None]
-    if moved:
-        names = ", ".join(str(each.sequence) for each in moved)
+def _cured(feeding: Feeding) -> list[Finding]:
+    return [each for each in feeding.findings if feeding.is_past or each.moved_to is not None]
+
+
+def _verdict(collision: Collision, feeding: Feeding, cured: list[Finding], refusal: str) -> str:
+    if cured:
+        names = ", ".join(str(each.sequence) for each in cured)
         return (
             f"{names} was behind {collision} and is in sync now. The statement was not retried, "
             f"because {refusal}: run the command again."

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from safemigrate.sequences.finding import Finding
+    from safemigrate.sequences.recheck import Recheck
 
     from .statements import Write
-
-
-@dataclass
-class _Check:
-    """What the last check of a table found.
-
-    ``fed`` are the columns that a sequence feeds, ``free`` is how many values it can give before
-    one is taken; None if no end is in sight.
-    """
-
-    fed: frozenset[str]
-    free: int | None
 
 
 class Disturbed:
@@ -33,7 +21,7 @@ class Disturbed:
         # Both by the names as written, too: tables of several schemas may share one.
         # The columns for which statements have supplied values; None once that may be all of them.
         self._given: dict[str, frozenset[str] | None] = {}
-        self._checks: defaultdict[str, dict[str, _Check]] = defaultdict(dict)
+        self._checks: defaultdict[str, dict[str, Recheck]] = defaultdict(dict)
         self._unchecked: set[str] = set()
         self._late: set[str] = set()
 
@@ -73,7 +61,7 @@ class Disturbed:
             return insert in leading
         return self.is_unchecked(insert)
 
-    def _check_of(self, insert: Write) -> _Check | None:
+    def _check_of(self, insert: Write) -> Recheck | None:
         return self._checks[insert.name].get(insert.table)
 
     def _is_disturbed_for(self, insert: Write) -> bool:
@@ -87,12 +75,11 @@ class Disturbed:
             return False
         if check is None:
             return given is None or not given <= insert.columns
-        drawn = check.fed - insert.columns
+        drawn = check.columns - insert.columns
         return bool(drawn if given is None else drawn & given)
 
-    def settle(self, insert: Write, fed: frozenset[str], free: int | None) -> None:
-        """Remember what a check found: the columns that are fed, and how many draws are free."""
-        self._checks[insert.name][insert.table] = _Check(fed, free)
+    def settle(self, insert: Write, found: Recheck) -> None:
+        self._checks[insert.name][insert.table] = found
 
     def draw(self, inserts: Iterable[Write], count: int | None) -> None:
         """Remember that ``count`` values were drawn; None is an unknown number."""
@@ -110,5 +97,5 @@ class Disturbed:
                 given = self._given.get(name, frozenset())
                 self._given[name] = None if columns is None or given is None else given | columns
             for check in self._checks[write.name].values():
-                if columns is None or columns & check.fed:
+                if columns is None or columns & check.columns:
                     check.free = 0

@@ -38,8 +38,7 @@ def resync(*what: type[Model] | str, using: str = DEFAULT_DB_ALIAS) -> list[Find
     wrapper = wrapper_of(connection)
     audience = wrapper.audience if wrapper else Audience(using)
     findings = []
-    for chunk in survey(connection, feeds, move=True):
-        for finding in chunk:
-            audience.tell_of(finding)
-            findings.append(finding)
+    for finding in survey(connection, feeds, move=True):
+        audience.tell_of(finding)
+        findings.append(finding)
     return findings

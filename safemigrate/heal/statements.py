@@ -16,7 +16,7 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemigrate.sqltext import GAP as _GAP
-from safemigrate.sqltext import NAME, VERB
+from safemigrate.sqltext import NAME, VERB, verb_of_one_statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,10 @@ INSERT = re.compile(
 )
 UPDATE = re.compile(
     rf"update{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}*\*)?(?:{_GAP}+(?:as{_GAP}+)?{NAME})?"
-    rf"{_GAP}+set(?P<set>{_GAP}+|(?=\())",
+    rf"{_GAP}+(?=set\b)",
     _FLAGS,
 )
-ASSIGNMENT = re.compile(rf"(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=")
-FURTHER_ASSIGNMENT = re.compile(rf",{_GAP}*{ASSIGNMENT.pattern}")
+ASSIGNMENT = re.compile(rf"(?:\bset\b|,){_GAP}*(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=", _FLAGS)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
@@ -61,7 +60,9 @@ NESTING = frozenset("with explain prepare merge copy create update".split())
 MAKING_KEYS = frozenset("alter create do call".split())
 # A column that is named and yet may draw from a sequence.
 DRAWING = re.compile(r"\b(?:default|nextval|select)\b", _FLAGS)
-CONFLICT = re.compile(rf"\bon{_GAP}+conflict{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b)", _FLAGS)
+CONFLICT = re.compile(
+    rf"\bon{_GAP}+conflict\b(?P<target>{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b))?", _FLAGS
+)
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
 # One of these may make room for the row first.
@@ -86,7 +87,8 @@ class Heads(NamedTuple):
 
     ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
     the first statement, if it is not merely explained, prepared or written into a function, and its
-    rows do not give way to those with the same name, say.
+    rows do not give way to those with the same name, say. ``is_counted`` says that the server's
+    count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -94,6 +96,7 @@ class Heads(NamedTuple):
     may_insert: bool = True
     leading: frozenset[Write] = frozenset()
     may_make_unique: bool = True
+    is_counted: bool = False
 
 
 NOTHING = Heads(may_insert=False, may_make_unique=False)
@@ -131,7 +134,8 @@ def _read(sql: str) -> Heads:
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
-    return Heads(tuple(inserts), tuple(updates), may_insert, leading, may_make_unique)
+    is_counted = verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql))
+    return Heads(tuple(inserts), tuple(updates), may_insert, leading, may_make_unique, is_counted)
 
 
 _read_and_remember = lru_cache(maxsize=512)(_read)
@@ -176,9 +180,7 @@ def _columns(written: str | None) -> frozenset[str] | None:
 
 
 def _assigned(sql: str, start: int, end: int) -> frozenset[str]:
-    first = ASSIGNMENT.match(sql, start, end)
-    matches = chain([first] if first else [], FURTHER_ASSIGNMENT.finditer(sql, start, end))
-    lists = {match[1] or match[2] for match in matches}
+    lists = {match[1] or match[2] for match in ASSIGNMENT.finditer(sql, start, end)}
     return frozenset(_unquoted(each) for names in lists for each in NAMES.findall(names))
 
 
@@ -201,12 +203,16 @@ def _may_give_way(sql: str, insert: Write) -> bool:
 
     An expression or a constraint's name may stand for such values.
     """
-    conflict = CONFLICT.search(sql, max(0, len(sql) - LONGEST_CONFLICT))
-    if not (conflict and insert.columns):
+    conflict = CONFLICT.search(sql, _tail(sql))
+    if not (conflict and conflict["target"] and insert.columns):
         return False
     return conflict["columns"] is None or insert.columns.issuperset(
         map(_unquoted, NAMES.findall(conflict["columns"]))
     )
+
+
+def _tail(sql: str) -> int:
+    return max(0, len(sql) - LONGEST_CONFLICT)
 
 
 def _unquoted(name: str) -> str:

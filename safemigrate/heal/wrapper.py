@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
-from safemigrate.sequences.recheck import Recheck, recheck
+from safemigrate.sequences.recheck import recheck
 from safemigrate.sequences.scope import current_schemas
 from safemigrate.sequences.sweep import sweep
 
@@ -62,7 +62,7 @@ class Wrapper:
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
-            self._disturbed.draw(heads.inserts, 1)  # the row that failed has used up a value
+            self._disturbed.draw(heads.inserts, None)  # nobody knows how many it has used up
             if not isinstance(failure, IntegrityError):
                 raise
             failure.safemigrate_using = self.connection.alias  # type: ignore[attr-defined]
@@ -70,7 +70,8 @@ class Wrapper:
                 raise
             send = partial(execute, sql, params, many, context)
             return self._retry(failure, send, text, many=many)
-        self._learn(heads, None if many else context["cursor"].rowcount)
+        is_counted = heads.is_counted and not many
+        self._learn(heads, context["cursor"].rowcount if is_counted else None)
         return result
 
     # Before a statement.
@@ -95,14 +96,13 @@ class Wrapper:
                 return
             self._swept.add(self._schema())
             schemas = current_schemas(self.connection) if self._schema() else None
-            for findings in sweep(self.connection, schemas=schemas, move=self._move):
-                for finding in findings:
-                    self.audience.tell_of(finding, is_expected=self._move)
-                    self._may_sweep_again |= finding.status == "unknown"
-                    self._disturbed.mark(finding)
-                    if finding.is_behind:
-                        tables = (key.table for key in finding.sequence.keys)
-                        self._left |= dict.fromkeys(tables, finding)
+            for finding in sweep(self.connection, schemas=schemas, move=self._move):
+                self.audience.tell_of(finding, is_expected=self._move)
+                self._may_sweep_again |= finding.status == "unknown"
+                self._disturbed.mark(finding)
+                if finding.is_behind:
+                    tables = (key.table for key in finding.sequence.keys)
+                    self._left |= dict.fromkeys(tables, finding)
 
     def sweep_again(self) -> None:
         """Sweep once more, if something could not be checked."""
@@ -121,8 +121,8 @@ class Wrapper:
                 given=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
                 disturbed=self._disturbed.given(insert),
-            ) or Recheck(frozenset(), [], None)
-            self._disturbed.settle(insert, found.columns, found.free)
+            )
+            self._disturbed.settle(insert, found)
             for finding in found.findings:
                 self.audience.tell_of(finding)
 
@@ -183,7 +183,7 @@ class Wrapper:
     # At the end of the run.
 
     def conclude(self, _kind: Any, leaving: BaseException | None, _trace: Any) -> None:
-        """Explain the error that the run ends with, and resync what caused it."""
+        """As ``__exit__``: explain the error that the run ends with, and resync what caused it."""
         if leaving:
             with self._contained("The failed constraint could not be checked"):
                 self._judge.explain(leaving)

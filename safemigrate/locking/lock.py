@@ -340,6 +340,8 @@ class MigrationLock:
         """Show to waiting runs the backend of a migrating connection that was reopened."""
         if os.getpid() != self.process or connection.connection is not self.migrating.connection:
             return
+        if driver.is_closed(self.twin):  # the lock was lost
+            return
         with suppress(Error), driver.cursor(self.twin) as ours:
             ours.execute(RENAME, [self._name()])
 

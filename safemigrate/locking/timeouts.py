@@ -223,7 +223,8 @@ class _Waits:
             with self.watcher.statement(self._pid):
                 may_record = savepoint.end()
             if is_deferring and not may_record:
-                # Something to send, and Django records it as whoever it was before.
+                # As long as there is something to send, Django records the migration after the
+                # transaction, in which its role or search_path was another.
                 step.editor.deferred_sql.append("SELECT 1")
             return state
 

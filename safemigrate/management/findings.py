@@ -25,6 +25,7 @@ class Tally:
     """How many sequences have each status; ``short`` are those behind for want of headroom only."""
 
     headroom: int = 0
+    vendor: str | None = None
     other_vendor: str = ""
     counts: Counter[Status] = field(default_factory=Counter)
     short: Counter[Status] = field(default_factory=Counter)

@@ -105,7 +105,6 @@ class Json(Format):
     def __init__(self, write: Callable[[str], None], verbosity: int, *, database: str) -> None:
         super().__init__(write, verbosity)
         self.database = database
-        self.vendor: str | None = None
         self._sequences: list[dict[str, Any]] = []
 
     def add(self, finding: Finding) -> None:
@@ -114,7 +113,7 @@ class Json(Format):
     def end(self, tally: Tally, error: str = "") -> None:
         document = {
             "database": self.database,
-            "vendor": self.vendor,
+            "vendor": tally.vendor,
             "headroom": tally.headroom,
             "sequences": self._sequences,
             "lost": [losses.document(loss) for loss in tally.lost],

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
-from django.db import DEFAULT_DB_ALIAS, Error
+from django.db import Error
 
 from safemigrate.printing import one_line, printable
 from safemigrate.sequences.expected import LOCK_TIMEOUT, restore
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
 
 # The largest key may be in a row that a policy hides, and nobody should wait behind the ALTER.
 SETTINGS = ("SET LOCAL row_security = off;", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';")
-
-
-def command_line(alias: str, *options: str, schema: str = "public") -> str:
-    """Return what to type to have ``resyncsequences`` do more about a database."""
-    words = ["python", "manage.py", "resyncsequences", *options]
-    words += ["--database", alias] if alias != DEFAULT_DB_ALIAS else []
-    words += ["--schema", schema] if schema != "public" else []
-    return shlex.join(words)
 
 
 def restore_all(

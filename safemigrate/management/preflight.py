@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import CommandError
 from django.db import Error, connections
 
-from safemigrate.management.losses import command_line
+from safemigrate.printing import command_line
 from safemigrate.sequences.expected import record_that_takes_no_row
 from safemigrate.signals import receiving_plans
 

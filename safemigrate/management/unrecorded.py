@@ -7,6 +7,7 @@ tables: ``relation "…" already exists``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -61,7 +62,7 @@ def explaining_unrecorded(
 
 def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
     alias, tenant = connection.alias, getattr(connection, "schema_name", None)
-    where = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+    where = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
     where += f" --schema {tenant}" if tenant else ""  # the other tenants may not have it
     return NOTE.format(
         migration=migration, app=migration.app_label, name=migration.name, where=where

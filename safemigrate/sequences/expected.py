@@ -16,7 +16,7 @@ from safemigrate import driver
 from .catalogue import code_of_others
 from .collations import mismatches
 from .feeds import FEEDS
-from .needs import WANTED, Loss, Need, needs_of_apps, parameters_of
+from .needs import WANTED, Loss, Need, parameters_of
 from .state import SETTINGS, checking
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-INTEGERS = ("smallint", "integer", "bigint")
+RESTORABLE = ("smallint", "integer", "bigint")
 LOCK_TIMEOUT = "3s"
 
 # Nothing fills the column when an INSERT leaves it out, unless a trigger before the INSERT does.
@@ -39,7 +39,7 @@ HAS_TRIGGER = """
                SELECT FROM pg_catalog.pg_trigger AS g
                JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
                WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
-                 AND g.tgtype & 7 = 7
+                 AND g.tgtype & 7 = 7  -- before each row of an INSERT
                  AND p.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace)"""
 
 # A table that inherits draws from its parent's sequence as a matter of course. A sequence of
@@ -188,19 +188,6 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
-# Whether a primary key of whole numbers is left NULL.
-IS_LOST = """
-SELECT NOT a.atthasdef AND a.attidentity = ''
-       AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint')
-       AND EXISTS (
-           SELECT FROM pg_catalog.pg_index AS i
-           WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnkeyatts = 1
-             AND i.indkey[0] = a.attnum) AS is_lost
-FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
-WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s
-"""
 # An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a
 # partition may have a trigger of its own.
 CANNOT_RECORD = f"""
@@ -246,7 +233,7 @@ def _losses(row: Any) -> Iterator[Loss]:
 
 def _restoring(row: Any) -> tuple[str, ...]:
     # Reading the largest key could run what another role has put into an index.
-    if row.type not in INTEGERS or row.code_of:
+    if row.type not in RESTORABLE or row.code_of:
         return ()
     return _filled(OWN_SEQUENCE if row.own else IDENTITY, row)
 
@@ -273,19 +260,8 @@ def restore(connection: BaseDatabaseWrapper, loss: Loss) -> None:
 def record_that_takes_no_row(connection: BaseDatabaseWrapper) -> str | None:
     """Name the schema of a ``django_migrations`` whose key nothing fills, else return None."""
     options = MigrationRecorder.Migration._meta
-    connection.ensure_connection()
     with driver.aside(connection) as cursor:
         row = cursor.row(
             CANNOT_RECORD, [options.pk.column, connection.ops.quote_name(options.db_table)]
         )
     return str(row.schema) if row else None
-
-
-def has_lost_default(connection: BaseDatabaseWrapper, schema: str, table: str, column: str) -> bool:
-    """Tell whether nothing fills a primary key any more that is no model's to fill itself."""
-    fields = {need for need in needs_of_apps(connection) if need[1:3] == (table, column)}
-    if fields and not any(need.is_auto for need in fields):
-        return False
-    with checking(connection) as cursor:
-        row = cursor.row(IS_LOST, [schema, table, column])
-        return bool(row and row.is_lost)

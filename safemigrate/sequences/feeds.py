@@ -105,7 +105,7 @@ FEEDS = f"""
                 SELECT ad.*
                 FROM pg_catalog.pg_attrdef AS ad
                 WHERE ad.adrelid {{relation}}
-                  AND ad.adrelid >= 16384
+                  AND ad.adrelid >= 16384  -- none of the system's own
                   AND NOT EXISTS (
                       SELECT FROM pg_catalog.pg_depend AS d
                       WHERE d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .catalogue import sequences_of
@@ -31,6 +32,7 @@ SELECT t.oid,
                    AND d.refobjsubid = a.attnum))
            ORDER BY a.attnum) AS columns,
        EXISTS (
+           -- Before each row of an INSERT.
            SELECT FROM pg_catalog.pg_trigger AS g
            WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7) AS is_filled,
        EXISTS (
@@ -54,11 +56,12 @@ NEAREST = """(
     WHERE {column} {at_least} {next_value})"""
 
 
-class Recheck(NamedTuple):
+@dataclass
+class Recheck:
     """What a check in the middle of a run found of the sequences that feed one table.
 
     ``columns`` are those that they feed. ``free`` is how many values can be drawn until one is
-    taken already, None where there is no end in sight.
+    taken already, None where there is no end in sight; it is counted down as they are drawn.
     """
 
     columns: frozenset[str]
@@ -73,18 +76,17 @@ def recheck(
     given: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
     disturbed: frozenset[str] | None = frozenset(),
-) -> Recheck | None:
+) -> Recheck:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
     Those are the ones that feed other columns than ``given``. One whose next value is taken is
     resynced. Where the table ``is_unchecked``, every sequence that is behind is, but for those of
     columns for which the run itself has supplied values: ``disturbed``, None for any. Waits for the
-    table's lock as long as the INSERT would. Returns None where there is no such table, or no
-    sequence feeds it.
+    table's lock as long as the INSERT would. Of a table that is not there nothing is found.
     """
     with checking_table(connection, table) as (cursor, oid):
         if oid is None:
-            return None
+            return Recheck(frozenset(), [], None)
         feeds, own = feeds_of_table(cursor, oid)
         sequences = sequences_of(cursor, feeds)
         fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
@@ -97,8 +99,6 @@ def recheck(
                 else not columns or not columns <= given
             )
         ]
-    if not any(fed):
-        return None
     stretches = [free for _, free in found if free is not None]
     free = min(stretches, default=None) if len(found) == len(sequences) else 0
     findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]
@@ -147,12 +147,14 @@ def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
 class Feeding(NamedTuple):
     """What feeds the columns of a constraint, and what was found of it.
 
-    ``why_not`` says in one sentence why nothing could be judged; else it is empty.
+    ``why_not`` says in one sentence why nothing could be judged; else it is empty. ``is_past`` says
+    that a sequence has given the value, and is in sync by that very draw.
     """
 
     columns: tuple[str, ...]
     findings: list[Finding]
     why_not: str = ""
+    is_past: bool = False
 
 
 def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
@@ -193,7 +195,11 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
             if columns - (given or frozenset())
         ]
     is_fed = any(columns for _, columns in fed)
-    return Feeding(tuple(found.columns), findings, "" if is_fed else _unfed(table, found))
+    why_not = "" if is_fed else _unfed(table, found)
+    sole = {key.column for each, _ in fed for key in each.keys if own.get(key.place)}
+    is_drawn = given is not None and sole - given >= set(found.columns)
+    is_past = is_drawn and all(each.status == "in sync" for each in findings)
+    return Feeding(tuple(found.columns), findings, why_not, is_past)
 
 
 def _unfed(table: str, found: Any) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .finding import Finding
 from .sequence import Hinders, Obstacle
 from .state import USUAL, WALK_WITHOUT_UPDATE, Terms, check, finding_of, state_query
 
 if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
+    from .finding import Finding
     from .sequence import Sequence
 
 # A gap of this many values is walked with nextval(), which cannot move a sequence backward,
@@ -118,6 +119,4 @@ def _blocked(finding: Finding) -> Finding:
         "try again, or look for it in pg_locks",
         hinders=Hinders.MOVING,
     )
-    return Finding(
-        finding.sequence, finding.next_value, finding.largest, finding.target, obstacle=obstacle
-    )
+    return replace(finding, obstacle=obstacle)

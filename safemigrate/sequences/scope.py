@@ -55,7 +55,6 @@ TABLES = """
 
 def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
     """List the schemas in which names are looked up now, without the system's."""
-    connection.ensure_connection()
     with driver.aside(connection) as cursor:
         return [row.name for row in cursor.rows(CURRENT_SCHEMAS)]
 
@@ -99,7 +98,6 @@ def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
     """
     models = apps.get_app_config(label).get_models(include_auto_created=True)
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
-    connection.ensure_connection()
     with driver.aside(connection) as cursor:
         return [row.oid for row in cursor.rows(TABLES, [names])]
 
@@ -110,7 +108,6 @@ def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> 
     A table is named exactly as it is called, or as a statement would write it. Nothing means every
     table of the current schemas. Raises LookupError for a table that is not there.
     """
-    connection.ensure_connection()
     if not what:
         return feeds_in(connection, current_schemas(connection))
     found: dict[int, set[Feed]] = {}
@@ -123,7 +120,6 @@ def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> 
 
 def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
     """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
-    connection.ensure_connection()
     with _table(connection, name) as (cursor, oid):
         row = cursor.row(PLACE, [oid])
         return row.schema, row.name

@@ -15,6 +15,7 @@ from django.db import NotSupportedError, ProgrammingError
 from safemigrate import driver
 from safemigrate.printing import one_line
 
+from .feeds import PATH
 from .finding import Finding
 from .sequence import Hinders, Key, Obstacle, Sequence
 
@@ -39,9 +40,9 @@ INSUFFICIENT_PRIVILEGE = "42501"
 
 RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # With constraint exclusion the planner would evaluate CHECK constraints, which anybody may write.
-SETTINGS = """
+SETTINGS = f"""
     SELECT pg_catalog.set_config(own.name, own.value, true)
-    FROM (VALUES ('safemigrate.path', pg_catalog.current_schemas(true)::pg_catalog.text),
+    FROM (VALUES ('{PATH}', pg_catalog.current_schemas(true)::pg_catalog.text),
                  ('search_path', 'pg_catalog'),
                  ('lock_timeout', %s::pg_catalog.text),
                  ('row_security', 'off'),
@@ -56,7 +57,6 @@ SETTINGS = """
 @contextmanager
 def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = "1s") -> Iterator[Cursor]:
     """Give a cursor with the settings for a check, which end with the block."""
-    connection.ensure_connection()
     with driver.aside(connection) as cursor:
         cursor.execute(SETTINGS, [lock_timeout])
         yield cursor

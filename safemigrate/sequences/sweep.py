@@ -140,16 +140,16 @@ def sweep(
     *,
     schemas: Iterable[str] | None = None,
     move: bool = True,
-) -> Iterator[list[Finding]]:
+) -> Iterator[Finding]:
     """Check every sequence of ``schemas`` (None: of all) once; yield what is not in sync.
 
     With ``move`` those that are behind are resynced. Raises only what the connection itself dies
     of.
     """
     suspects = _suspects(connection, schemas)
-    for chunk in survey(connection, suspects, move=move) if suspects else ():
-        if found := [each for each in chunk if each.status != "in sync"]:
-            yield found
+    for finding in survey(connection, suspects, move=move):
+        if finding.status != "in sync":
+            yield finding
 
 
 def _suspects(connection: BaseDatabaseWrapper, schemas: Iterable[str] | None) -> list[list[Feed]]:
@@ -176,7 +176,7 @@ def survey(
     terms: Terms = USUAL,
     *,
     move: bool = False,
-) -> Iterator[list[Finding]]:
+) -> Iterator[Finding]:
     """Check sequences, a chunk at a time; with ``move`` resync those that are behind, one by one.
 
     What can't be checked does not stop the rest: it is a finding with an obstacle. Raises only
@@ -184,14 +184,12 @@ def survey(
     """
     of_sequence = {group[0].sequence: group for group in feeds}
     for start in range(0, len(feeds), CHUNK):
-        findings = _checked(connection, feeds[start : start + CHUNK], terms)
-        if not move:
-            yield findings
-            continue
-        for each in findings:  # one by one, so that each can be told before the next is moved
-            is_movable = each.is_behind and not each.obstacle
-            group = of_sequence[each.sequence.oid]
-            yield _moved(connection, each, group, terms) if is_movable else [each]
+        for each in _checked(connection, feeds[start : start + CHUNK], terms):
+            if move and each.is_behind and not each.obstacle:
+                group = of_sequence[each.sequence.oid]
+                yield from _moved(connection, each, group, terms)
+            else:
+                yield each
 
 
 def _checked(

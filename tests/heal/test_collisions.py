@@ -14,8 +14,9 @@ from django.db.backends.postgresql.psycopg_any import errors
 
 import safemigrate
 from safemigrate.heal.collisions import Collision, collision_of
-from tests.support.databases import behind, binding, elsewhere, execute, rows
+from tests.support.databases import behind, binding, elsewhere, execute, next_value, rows, value
 from tests.support.findings import collide, found
+from tests.support.locks import note_of
 from tests.support.project import run_python
 
 if TYPE_CHECKING:
@@ -215,14 +216,9 @@ def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCapt
     ("prepare", "sql", "line"),
     [
         (
-            "ALTER TABLE t ALTER id DROP DEFAULT",
-            "INSERT INTO t (note) VALUES ('new')",
-            "public.t.id has no default or identity any more",
-        ),
-        (
             "SELECT 1",
             "INSERT INTO t (id) VALUES (7)",
-            "Genuine duplicate in public.t: no sequence that feeds id has given this",
+            "Genuine duplicate in public.t: no sequence that feeds id is the cause.",
         ),
         (
             "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
@@ -246,3 +242,71 @@ def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
     assert [note.is_fatal for note in notes] == [True]
     assert line in notes[0].text
     assert rows("SELECT xmin, * FROM t_id_seq") == state
+
+
+GAP = """
+    CREATE TABLE gap (id serial PRIMARY KEY, number int UNIQUE, note text);
+    INSERT INTO gap (note) VALUES ('a'), ('b'), ('c');
+    CREATE FUNCTION give(count int) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO gap SELECT 3 + n FROM generate_series(1, count) AS n
+    $$
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_keys_that_no_text_shows(database: str, count: int) -> None:
+    """The draw that fails at the last of them has put the sequence in sync."""
+    execute(GAP)
+    with safemigrate.healing() as report:
+        execute("SELECT give(%s)", [count])
+        execute("INSERT INTO gap (note) VALUES ('new')")
+    assert value("SELECT id FROM gap WHERE note = 'new'") == 4 + count
+    assert report.notes == []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "statement"),
+    [
+        pytest.param(
+            "INSERT INTO gap (number) VALUES (7)",
+            "INSERT INTO gap (number) VALUES (7)",
+            id="another-column",
+        ),
+        pytest.param("SELECT give(1)", "UPDATE gap SET id = 4 WHERE id = 1", id="update"),
+        pytest.param("SELECT give(1)", "INSERT INTO gap (id) VALUES (4)", id="given"),
+        pytest.param(
+            """
+            CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN NEW.id := 1; RETURN NEW; END';
+            CREATE TRIGGER one BEFORE INSERT ON gap FOR EACH ROW EXECUTE FUNCTION one()
+            """,
+            "INSERT INTO gap (note) VALUES ('new')",
+            id="trigger",
+        ),
+    ],
+)
+def test_a_value_that_may_be_anybodys_is_not_drawn_again(
+    database: str, prepare: str, statement: str
+) -> None:
+    execute(GAP)
+    with safemigrate.healing("default"):
+        execute(prepare)
+        before = next_value("gap_id_seq")
+        with pytest.raises(IntegrityError) as caught:
+            execute(statement)
+    assert "supplied" in note_of(caught.value)
+    assert next_value("gap_id_seq") - before <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"heal": False}, "healing is off"), ({"max_retries": 0}, "retries are off")],
+)
+def test_a_draw_is_not_repeated_unasked(database: str, options: dict[str, Any], why: str) -> None:
+    execute(GAP)
+    with safemigrate.healing("default", **options):
+        execute("SELECT give(1)")
+        with pytest.raises(IntegrityError) as caught:
+            execute("INSERT INTO gap (note) VALUES ('new')")
+    assert "public.gap_id_seq was behind public.gap and is in sync now" in note_of(caught.value)
+    assert f"because {why}" in note_of(caught.value)

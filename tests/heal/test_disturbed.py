@@ -7,6 +7,7 @@ import pytest
 from safemigrate.heal.disturbed import Disturbed
 from safemigrate.heal.statements import Write
 from safemigrate.sequences.finding import Finding
+from safemigrate.sequences.recheck import Recheck
 from safemigrate.sequences.sequence import Hinders, Key, Obstacle, Sequence
 
 ID, NAME = frozenset({"id"}), frozenset({"name"})
@@ -78,7 +79,7 @@ def test_an_insert_that_gives_the_key_itself_does_not() -> None:
 def test_only_what_a_sequence_feeds_is_drawn_once_that_is_known() -> None:
     for given in (ID | NAME, None):
         disturbed = after(given)
-        disturbed.settle(write(ID), ID, 0)
+        disturbed.settle(write(ID), Recheck(ID, [], 0))
         assert not needs_recheck(disturbed, ID)
         assert needs_recheck(disturbed, NAME)
 
@@ -96,7 +97,7 @@ def test_an_update_gives_a_key_as_well() -> None:
 def settled(free: int | None) -> Disturbed:
     """Remember a key that was given, and that a check has found so many values free."""
     disturbed = after(ID)
-    disturbed.settle(write(NAME), ID, free)
+    disturbed.settle(write(NAME), Recheck(ID, [], free))
     return disturbed
 
 
@@ -137,7 +138,7 @@ def test_what_the_sweep_could_not_check_is_checked_once(hinders: Hinders, is_uni
     disturbed = swept(hinders, is_unique=is_unique)
     assert disturbed.is_unchecked(write(NAME))
     assert disturbed.needs_recheck(write(NAME), frozenset())
-    disturbed.settle(write(NAME), ID, None)
+    disturbed.settle(write(NAME), Recheck(ID, [], None))
     assert not disturbed.is_unchecked(write(NAME))
     assert not needs_recheck(disturbed)
 
@@ -158,6 +159,6 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
 def test_what_ddl_may_make_unique_is_checked_again() -> None:
     for is_late in (True, False):
         disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
-        disturbed.settle(write(NAME), ID, None)
+        disturbed.settle(write(NAME), Recheck(ID, [], None))
         disturbed.forget_late()
         assert disturbed.is_unchecked(write(NAME)) is is_late

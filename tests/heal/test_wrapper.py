@@ -392,6 +392,53 @@ def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> N
     ]
 
 
+@ATOMIC
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            "INSERT INTO app_tag (name) VALUES ('a');"
+            "INSERT INTO app_tag (name) VALUES ('b');"
+            "INSERT INTO app_tag (name) VALUES ('c')",
+            id="three-in-one-text",
+        ),
+        pytest.param(
+            "INSERT INTO app_tag (name) VALUES ('a'), ('b'), ('c'); SET work_mem = '4MB'",
+            id="then-a-setting",
+        ),
+        pytest.param(
+            "INSERT INTO app_tag (name) VALUES ('a'), ('b'), ('c');"
+            "UPDATE app_tag SET name = 'x' WHERE name = 'a'",
+            id="then-an-update",
+        ),
+        pytest.param(
+            "INSERT INTO app_tag (name) VALUES ('a'), ('old'), ('c') ON CONFLICT DO NOTHING",
+            id="with-a-row-left-out",
+        ),
+        pytest.param(
+            "INSERT INTO app_tag (name) VALUES ('a'), ('b'), ('bad')",
+            id="with-a-row-that-fails",
+        ),
+    ],
+)
+def test_values_that_no_count_of_rows_tells(project: Project, text: str, atomic: bool) -> None:
+    """Each text draws three."""
+
+    def fill(apps: Any, editor: Any) -> None:
+        tags(apps).create(pk=8, name="in the way")
+        tags(apps).create(name="4")
+        with suppress(IntegrityError), transaction.atomic():
+            execute(text)
+        with transaction.atomic():  # where nothing is retried
+            tags(apps).create(name="after")
+
+    old_tags(project)
+    execute("ALTER TABLE app_tag ADD UNIQUE (name), ADD CHECK (name <> 'bad')")
+    project.migration(run_python(fill), atomic=atomic)
+    project.migrate(command="safemigrate")
+    assert rows("SELECT id FROM app_tag WHERE name = 'after'") == [(9,)]
+
+
 def test_a_free_stretch_comes_to_its_end(project: Project) -> None:
     def fill(apps: Any, editor: Any) -> None:
         tags(apps).create(pk=6, name="in the way")

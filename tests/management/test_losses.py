@@ -275,7 +275,7 @@ def test_the_system_check(lost: None) -> None:
     )
     assert (warning.id, warning.hint) == (
         "safemigrate.W006",
-        "Run 'manage.py resyncsequences --check --database default'.",
+        "Type: python manage.py resyncsequences --check",
     )
     assert warning.msg == (
         "Tables of the database 'default' have lost what their models need: "

@@ -410,7 +410,7 @@ def test_another_role_s_function(database: str) -> None:
 
 
 def first_finding() -> Finding:
-    ((finding,),) = survey(connection, feeds_in(connection, ["public"]))
+    (finding,) = survey(connection, feeds_in(connection, ["public"]))
     return finding
 
 

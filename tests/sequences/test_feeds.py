@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def swept(*, move: bool = True) -> dict[str, Finding]:
-    return {str(found.sequence): found for chunk in sweep(connection, move=move) for found in chunk}
+    return {str(found.sequence): found for found in sweep(connection, move=move)}
 
 
 def statuses() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from safemigrate.sequences.recheck import recheck, resync_constraint
+from safemigrate.sequences.recheck import Recheck, recheck, resync_constraint
 from tests.sequences.test_feeds import EXCLUSION, EXPRESSION
 from tests.support.databases import execute, next_value, value
 
@@ -13,14 +13,12 @@ from tests.support.databases import execute, next_value, value
 def test_a_free_value_is_left(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (20)")
     found = recheck(connection, "t")
-    assert found is not None
     assert (found.free, next_value("t_id_seq")) == (19, 1)
 
 
 def test_a_taken_value_is_passed(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (1), (20)")
     found = recheck(connection, '"t"')
-    assert found is not None
     assert [each.status for each in found.findings] == ["resynced"]
     assert next_value("t_id_seq") == 21
 
@@ -34,15 +32,12 @@ def test_a_key_that_is_no_number(database: str, given: str) -> None:
         f"INSERT INTO t VALUES ('{given}')"
     )
     found = recheck(connection, "t")
-    assert found is not None
     assert (found.findings, found.free) == ([], None)
     execute("INSERT INTO t VALUES (1)")
     found = recheck(connection, "t")
-    assert found is not None
     assert next_value("s") == 2
     execute("INSERT INTO t VALUES (9)")
     found = recheck(connection, "t")
-    assert found is not None
     assert (found.free, next_value("s")) == (7, 2)
 
 
@@ -53,7 +48,6 @@ def test_two_columns_that_one_sequence_feeds(database: str, sign: int) -> None:
         f" b int UNIQUE DEFAULT nextval('s')); INSERT INTO t VALUES ({9 * sign}, {5 * sign})"
     )
     found = recheck(connection, "t")
-    assert found is not None
     assert (found.columns, found.free) == (frozenset("ab"), 4)
 
 
@@ -62,7 +56,6 @@ def test_what_the_insert_gives_itself_is_not_moved(database: str) -> None:
         "CREATE TABLE t (id serial PRIMARY KEY, number serial UNIQUE); INSERT INTO t VALUES (1, 1)"
     )
     found = recheck(connection, "t", given=frozenset({"id"}))
-    assert found is not None
     assert (found.columns, found.free) == (frozenset({"id", "number"}), 0)
     assert (next_value("t_id_seq"), next_value("t_number_seq")) == (1, 2)
 
@@ -72,15 +65,25 @@ def test_through_a_view(database: str) -> None:
         "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1);"
         "CREATE VIEW v AS SELECT * FROM t"
     )
-    found = recheck(connection, "v")
-    assert found is not None
+    recheck(connection, "v")
     assert next_value("t_id_seq") == 2
+
+
+def test_what_is_moved_beside_the_table_is_told(database: str) -> None:
+    """Of one sequence's two columns the other one is unique."""
+    execute(
+        "CREATE SEQUENCE s; CREATE TABLE t (id int DEFAULT nextval('s'));"
+        "CREATE TABLE u (id int PRIMARY KEY DEFAULT nextval('s')); INSERT INTO u VALUES (50)"
+    )
+    found = recheck(connection, "t", is_unchecked=True)
+    assert [each.moved_to for each in found.findings] == [50]
+    assert next_value("s") == 51
 
 
 @pytest.mark.parametrize("table", ["nowhere", '"no where"', "a.b", "plain"])
 def test_nothing_to_recheck(database: str, table: str) -> None:
     execute("CREATE TABLE plain (id int PRIMARY KEY)")
-    assert recheck(connection, table) is None
+    assert recheck(connection, table) == Recheck(frozenset(), [], None)
 
 
 @pytest.mark.parametrize("table", ["a.b.c.d", "x.y.z", '"unclosed', "", "#", "a b"])
@@ -88,7 +91,7 @@ def test_a_name_that_is_none(database: str, table: str) -> None:
     """As text of a statement that was misread: no error that the run would see as ours."""
     execute("BEGIN")
     try:
-        assert recheck(connection, table) is None
+        assert recheck(connection, table) == Recheck(frozenset(), [], None)
         assert value("SELECT 1") == 1
     finally:
         execute("ROLLBACK")

@@ -28,11 +28,7 @@ POOR = f"poor_{os.getpid()}"
 
 def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
     feeds = feeds_in(connection, all_schemas(connection))
-    return [
-        finding
-        for chunk in survey(connection, feeds, terms or Terms(), move=move)
-        for finding in chunk
-    ]
+    return list(survey(connection, feeds, terms or Terms(), move=move))
 
 
 @contextmanager

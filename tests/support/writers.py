@@ -79,16 +79,17 @@ def one_by_one():
         sequences = sequences_of(cursor, feeds)
     for sequence in sequences:
         with checking(connection) as cursor:
-            yield [resync(cursor, sequence)]
+            yield resync(cursor, sequence)
 
 feeds = feeds_in(connection, ["public"])
 looks, moved, reasons = 0, [], []
 while time.monotonic() < end:
-    for findings in one_by_one() if number else survey(connection, feeds, move=True):
-        looks += len(findings)
-        moved += [[each.sequence.name, each.next_value, each.moved_to]
-                  for each in findings if each.moved_to is not None]
-        reasons += [str(each.obstacle) for each in findings if each.obstacle]
+    for each in one_by_one() if number else survey(connection, feeds, move=True):
+        looks += 1
+        if each.moved_to is not None:
+            moved.append([each.sequence.name, each.next_value, each.moved_to])
+        if each.obstacle:
+            reasons.append(str(each.obstacle))
 print(json.dumps([looks, moved, reasons]))
 """
 WATCHER = """

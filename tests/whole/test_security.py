@@ -212,7 +212,7 @@ def test_a_superuser_s_sweep_runs_nothing_of_others(mallory: None, is_ours: bool
     for table in trapped() if is_ours else ():
         execute(f"ALTER TABLE mallory.{table} OWNER TO SESSION_USER")
     execute("SELECT setval('mallory.alarm', 1, false)")
-    found = [finding for chunk in sweep(connection) for finding in chunk]
+    found = list(sweep(connection))
     assert not has_rung()
     statuses = {key.table: finding.status for finding in found for key in finding.sequence.keys}
     assert {statuses[table] for table in untrapped()} == {"resynced"}

@@ -139,8 +139,7 @@ class Command(BaseCommand):
     def _check(self, connection: BaseDatabaseWrapper) -> None:
         if connection.vendor == "unknown":
             connection.ensure_connection()  # where no database is configured, Django says so
-        if isinstance(self.format, Json):
-            self.format.vendor = connection.vendor
+        self.tally.vendor = connection.vendor
         if connection.vendor != "postgresql":
             self.tally.other_vendor = connection.display_name
             return
@@ -257,12 +256,11 @@ class Command(BaseCommand):
         options = self.options
         terms = Terms(options["headroom"], options["scan"], options["force"])
         self.progress = Progress(self.stderr, len(feeds))
-        for findings in survey(connection, feeds, terms, move=self._may_change()):
-            for finding in findings:
-                self.tally.add(finding)
-                self.format.add(finding)
-                if finding.is_behind:
-                    self._annotate("Sequence behind", finding)
+        for finding in survey(connection, feeds, terms, move=self._may_change()):
+            self.tally.add(finding)
+            self.format.add(finding)
+            if finding.is_behind:
+                self._annotate("Sequence behind", finding)
             self.progress.show(self.tally.counts.total())
 
     # What is told.
