@@ -210,7 +210,7 @@ def test_database(tables: None, other_database: str) -> None:
     [
         (["nosuch"], "No installed app with label 'nosuch'"),
         (["--schema", "public", "--schema", "nosuch"], "no schema 'nosuch', only public"),
-        (["--database", "nosuch"], "no database 'nosuch' in the settings, only default, other"),
+        (["--database", "nosuch"], "invalid choice: 'nosuch'"),
         (["auth", "--all-schemas"], "Give either app labels or tables or schemas"),
         (["--table", "ill", "--table", "nosuch"], "There is no table 'nosuch'"),
         (["--table", "two words"], "There is no table 'two words'"),
@@ -346,7 +346,7 @@ def test_what_to_type_next(tables: None) -> None:
 
 
 def test_a_document_is_printed_whatever_is_wrong(database: str) -> None:
-    for args in (["nosuch"], ["--table", "nosuch"], ["--database", "nosuch"]):
+    for args in (["--table", "nosuch"], ["nosuch"]):
         out = io.StringIO()
         with pytest.raises(CommandError, match="nosuch") as wrong:
             call_command("resyncsequences", *args, json=True, stdout=out)

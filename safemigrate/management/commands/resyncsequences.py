@@ -65,6 +65,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--database",
             default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
             help='The database to check. Default: "default".',
         )
         where = parser.add_mutually_exclusive_group()
@@ -132,7 +133,7 @@ class Command(BaseCommand):
         self.format = self._format()
         with self._concluding():
             self._check_labels()
-            self._check(self._connection(options["database"]))
+            self._check(connections[options["database"]])
         if status := self._status():
             sys.exit(status)
 
@@ -153,14 +154,6 @@ class Command(BaseCommand):
                 self._go_through(connection, self._feeds(connection))
         except Error as error:
             raise _failure(connection, error) from error
-
-    def _connection(self, alias: str) -> BaseDatabaseWrapper:
-        if alias not in connections:
-            raise CommandError(
-                f"There is no database {alias!r} in the settings, only {', '.join(connections)}.",
-                returncode=WRONG,
-            )
-        return connections[alias]
 
     def _status(self) -> int:
         counts = self.tally.counts

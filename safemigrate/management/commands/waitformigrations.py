@@ -123,6 +123,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--database",
             default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
             help='The database to check. Default: "default".',
         )
         parser.add_argument(
@@ -143,10 +144,6 @@ class Command(BaseCommand):
     def handle(
         self, *args: Any, database: str, timeout: int, interval: float, **options: Any
     ) -> None:
-        if database not in connections:
-            raise CommandError(
-                f"There is no database {database!r} in the settings, only {', '.join(connections)}."
-            )
         if hasattr(connections[database], "schema_name"):  # django-tenants, or a package like it
             raise CommandError(
                 f'The database "{database}" has a schema for each tenant, and waitformigrations '
