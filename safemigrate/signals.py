@@ -44,7 +44,7 @@ def receiving_plans(receiver: Callable[[str, Any], None]) -> Iterator[None]:
     """
     met: dict[int, Any] = {}  # plans are lists, and equal ones of two tenants are two
 
-    def receive(using: str, plan: Any, **_: object) -> None:
+    def receive(using: str, plan: Any = None, **_: object) -> None:
         if plan and id(plan) not in met:
             met[id(plan)] = plan
             receiver(using, plan)

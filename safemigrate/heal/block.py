@@ -81,7 +81,7 @@ def healing_migrate(
             with sweeping():
                 wrapper.sweep()
 
-    def sweep_again(using: str, plan: Any, **_: object) -> None:
+    def sweep_again(using: str, plan: Any = None, **_: object) -> None:
         if plan and (wrapper := wrapper_of(connections[using])):
             wrapper.sweep_again()
 

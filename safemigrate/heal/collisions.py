@@ -38,8 +38,9 @@ CONCURRENT_DDL = (
     "the command again."
 )
 GENUINE = (
-    "Genuine duplicate in {table}: no sequence that feeds {columns} is the cause. The statement, "
-    "a trigger or function that it calls, or its transaction before it supplied the value."
+    "Genuine duplicate in {table}: no sequence that feeds {columns} needs a resync. The value, or "
+    "the row that has it already, came from the statement, from a trigger or function that it "
+    "calls, or from what its transaction had done before."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
@@ -144,16 +145,19 @@ class Judge:
 
     def explain(self, leaving: BaseException) -> None:
         """Add a note to each collision behind ``leaving`` that no retry has judged."""
+        alias = self._connection.alias
+        ours = {alias} if self._connection.connection is None else {alias, None}
         for error in chain(leaving):
             using = getattr(error, "safemigrate_using", None)
-            if using not in (None, self._connection.alias) or hasattr(error, "safemigrate_notes"):
+            if using not in ours or hasattr(error, "safemigrate_notes"):
                 continue
             collision = collision_of(error)
             is_sure = using is not None or self._is_the_only_one()
             if collision is None:
                 self._explain_null(error)
             elif not (is_sure and driver.is_idle(self._connection)):
-                command = command_line(self._connection.alias, "--check", schema=collision.schema)
+                where = alias if is_sure else "ALIAS"
+                command = command_line(where, "--check", schema=collision.schema)
                 self._audience.explain(error, LATER.format(table=collision, command=command))
             else:
                 self.heals(error, refusal="it was part of a transaction that was rolled back")

@@ -26,21 +26,34 @@ class Disturbed:
         self._late: set[str] = set()
 
     def mark(self, finding: Finding) -> None:
-        """Remember the tables of a sequence that the sweep could not check, or not yet.
+        """Remember the tables of a sequence that the sweep could not check, or left behind.
 
-        What is too large to be read is read once an index has made it unique.
+        Some can be resynced later: a number that is too large to be read once an index has made it
+        unique, and one whose range was too narrow once it is wider.
         """
         keys = finding.sequence.keys
-        is_late = finding.status == "not judged" and not all(key.is_unique for key in keys)
+        is_new = finding.status == "not judged" and not all(key.is_unique for key in keys)
+        is_late = is_new or finding.is_behind
         if is_late or finding.status == "unknown":
             for name in {key.table for key in keys}:
                 (self._late if is_late else self._unchecked).add(name)
                 self._checks.pop(name, None)  # one of another tenant may have been checked
 
     def forget_late(self) -> None:
-        """Have numbers checked again, now that an index may have made them unique."""
+        """Have those checked again, after a statement that may have altered what was in the way."""
         for name in self._late:
             self._checks.pop(name, None)
+
+    def alter(self, tables: Iterable[tuple[str, str]]) -> None:
+        """Remember tables that have a new name, or another sequence under the same one."""
+        for name, new in tables:
+            if name == new:
+                self._unchecked.add(name)
+            for marked in (self._unchecked, self._late):
+                if name in marked:
+                    marked.add(new)
+            self._checks.pop(new, None)
+            self._give(new, self._given.get(name, frozenset()))
 
     def is_unchecked(self, insert: Write) -> bool:
         """Tell whether the sweep could not check what the INSERT draws from.
@@ -94,8 +107,11 @@ class Disturbed:
         for write in (*inserts, *updates):
             columns = write.columns
             for name in {write.name, write.table}:
-                given = self._given.get(name, frozenset())
-                self._given[name] = None if columns is None or given is None else given | columns
+                self._give(name, columns)
             for check in self._checks[write.name].values():
                 if columns is None or columns & check.columns:
                     check.free = 0
+
+    def _give(self, name: str, columns: frozenset[str] | None) -> None:
+        given = self._given.get(name, frozenset())
+        self._given[name] = None if columns is None or given is None else given | columns

@@ -40,6 +40,13 @@ UPDATE = re.compile(
     _FLAGS,
 )
 ASSIGNMENT = re.compile(rf"(?:\bset\b|,){_GAP}*(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=", _FLAGS)
+ALTER = re.compile(
+    rf"alter{_GAP}+table{_GAP}+(?:if{_GAP}+exists{_GAP}+)?(?:only{_GAP}+)?{_TABLE}"
+    rf"(?:{_GAP}+rename{_GAP}+to{_GAP}+(?P<new>{NAME}))?",
+    _FLAGS,
+)
+# What gives a column of an old table a sequence.
+FEEDING = re.compile(rf"\bnextval\b|\bas{_GAP}+identity\b", _FLAGS)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
@@ -89,6 +96,7 @@ class Heads(NamedTuple):
     the first statement, if it is not merely explained, prepared or written into a function, and its
     rows do not give way to those with the same name, say. ``is_counted`` says that the server's
     count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
+    ``altered`` are tables, each with its new name, that are renamed or get another sequence.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -97,6 +105,7 @@ class Heads(NamedTuple):
     leading: frozenset[Write] = frozenset()
     may_make_unique: bool = True
     is_counted: bool = False
+    altered: tuple[tuple[str, str], ...] = ()
 
 
 NOTHING = Heads(may_insert=False, may_make_unique=False)
@@ -120,12 +129,15 @@ def given_by(sql: str) -> Write | None:
 def _read(sql: str) -> Heads:
     inserts: dict[Write, None] = {}
     updates: dict[Write, None] = {}
+    altered: list[tuple[str, str]] = []
     leading: frozenset[Write] = frozenset()
     may_insert = may_make_unique = False
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
-        may_make_unique = may_make_unique or verb in MAKING_KEYS
+        if verb in MAKING_KEYS:
+            may_make_unique = True
+            altered += _altered(sql, verb, start)
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
@@ -134,8 +146,15 @@ def _read(sql: str) -> Heads:
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
-    is_counted = verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql))
-    return Heads(tuple(inserts), tuple(updates), may_insert, leading, may_make_unique, is_counted)
+    return Heads(
+        inserts=tuple(inserts),
+        updates=tuple(updates),
+        may_insert=may_insert,
+        leading=leading,
+        may_make_unique=may_make_unique,
+        is_counted=verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql)),
+        altered=tuple(altered),
+    )
 
 
 _read_and_remember = lru_cache(maxsize=512)(_read)
@@ -169,8 +188,23 @@ def _updates(sql: str, start: int) -> Iterator[Write]:
         yield _write(head["table"], _assigned(sql, head.end(), end))
 
 
+def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str]]:
+    heads = ALTER.finditer(sql, start) if verb in NESTING else [ALTER.match(sql, start)]
+    for head in filter(None, heads):
+        name = _last_name(head["table"])
+        end = sql.find(";", head.end())
+        if head["new"]:
+            yield name, _unquoted(head["new"])
+        elif FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
+            yield name, name
+
+
 def _write(table: str, columns: frozenset[str] | None) -> Write:
-    return Write(table, _unquoted(NAMES.findall(table)[-1]), columns)
+    return Write(table, _last_name(table), columns)
+
+
+def _last_name(table: str) -> str:
+    return _unquoted(NAMES.findall(table)[-1])
 
 
 def _columns(written: str | None) -> frozenset[str] | None:

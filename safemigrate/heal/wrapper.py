@@ -44,8 +44,8 @@ class Wrapper:
         self._disturbed = Disturbed()
         self._swept: set[str] = set()
         self._may_sweep_again = False
-        # What the sweep left behind, by the tables' unqualified names: told where it matters.
-        self._left: dict[str, Finding] = {}
+        # Told once the INSERT has been: one that fails is explained.
+        self._left: list[Finding] = []
 
     def __call__(
         self,
@@ -78,6 +78,7 @@ class Wrapper:
 
     def _prepare(self, heads: Heads) -> None:
         self.sweep()
+        self._left.clear()
         for insert in heads.inserts:
             if self._disturbed.needs_recheck(insert, heads.leading):
                 self._recheck(insert)
@@ -100,9 +101,6 @@ class Wrapper:
                 self.audience.tell_of(finding, is_expected=self._move)
                 self._may_sweep_again |= finding.status == "unknown"
                 self._disturbed.mark(finding)
-                if finding.is_behind:
-                    tables = (key.table for key in finding.sequence.keys)
-                    self._left |= dict.fromkeys(tables, finding)
 
     def sweep_again(self) -> None:
         """Sweep once more, if something could not be checked."""
@@ -124,7 +122,10 @@ class Wrapper:
             )
             self._disturbed.settle(insert, found)
             for finding in found.findings:
-                self.audience.tell_of(finding)
+                if finding.is_behind:
+                    self._left.append(finding)
+                else:
+                    self.audience.tell_of(finding)
 
     def _can_send(self) -> bool:
         """Tell whether a statement of ours can be sent, and would not get in the way."""
@@ -146,13 +147,13 @@ class Wrapper:
 
     def _learn(self, heads: Heads, count: int | None) -> None:
         """Remember what a statement has written, ``count`` rows, as far as its text says."""
+        while self._left:
+            self.audience.tell_of(self._left.pop())
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_make_unique:
             self._disturbed.forget_late()
-        for insert in heads.inserts if self._left else ():
-            if left := self._left.pop(insert.name, None):  # ON CONFLICT may lose its rows
-                self.audience.tell_of(left)
+            self._disturbed.alter(heads.altered)
 
     # After one that failed in autocommit.
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.apps import apps
-from django.db import IntegrityError, connection, migrations
+from django.core.management.sql import emit_pre_migrate_signal
+from django.db import IntegrityError, connection, migrations, models
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.models.signals import post_migrate, pre_migrate
 
@@ -318,3 +319,92 @@ def test_a_free_number_of_what_becomes_unique_is_used(
     draw = "INSERT INTO app_log (name) VALUES ('drawn')"
     filled.migration(migrations.RunSQL([give, unique, draw]))
     law.holds(put_back=["django_migrations"])
+
+
+# --- what stands in the way, or what feeds a key, changes in the run ---------------------------
+
+DRAWS = [
+    "INSERT INTO {table} (name) VALUES ('new')",
+    "INSERT INTO {table} (name) VALUES ('new') ON CONFLICT DO NOTHING",
+]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one-migration", "two"])
+@pytest.mark.parametrize("largest", [2_147_483_647, 2_000_000_000])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_range_that_the_run_widens(
+    project: Project, law: Law, draw: str, largest: int, together: bool
+) -> None:
+    project.migration(
+        migrations.CreateModel(
+            "Old",
+            [("id", models.AutoField(primary_key=True)), ("name", models.CharField(max_length=9))],
+        )
+    )
+    project.begin_with(
+        f"old with {largest}",
+        lambda: execute(f"INSERT INTO app_old VALUES (1, 'a'), (2, 'b'), ({largest}, 'c')"),
+    )
+    widen = migrations.AlterField("Old", "id", models.BigAutoField(primary_key=True))
+    insert = migrations.RunSQL(draw.format(table="app_old"))
+    if together:
+        project.migration(widen, insert)
+    else:
+        project.migration(widen)
+        project.migration(insert)
+
+    assert law.holds().error is None
+    assert rows("SELECT id FROM app_old WHERE name = 'new'") == [(largest + 1,)]
+
+
+FED = {
+    "default": "ALTER TABLE app_item ALTER id SET DEFAULT nextval('s')",
+    "owner": "ALTER TABLE IF EXISTS ONLY public.app_item ALTER id SET DEFAULT nextval('s');"
+    "ALTER SEQUENCE s OWNED BY app_item.id",
+    "swap": """
+        CREATE TABLE app_new (LIKE app_item INCLUDING INDEXES);
+        ALTER TABLE app_new ALTER id SET DEFAULT nextval('s');
+        INSERT INTO app_new SELECT id, name FROM app_item;
+        DROP TABLE app_item;
+        ALTER TABLE app_new RENAME TO app_item
+    """,
+}
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "autocommit"])
+@pytest.mark.parametrize("way", FED)
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_sequence_that_feeds_the_key_from_now_on(
+    filled: Project, law: Law, draw: str, way: str, atomic: bool
+) -> None:
+    """As after a copy that has lost the defaults, which a migration puts back."""
+    execute("ALTER TABLE app_item ALTER id DROP IDENTITY IF EXISTS")
+    execute("CREATE SEQUENCE s; SELECT setval('s', 20)")
+    script: Any = [FED[way], draw.format(table="app_item")]
+    filled.migration(migrations.RunSQL(script), atomic=atomic)
+
+    law.holds(spoil=lambda: execute("SELECT setval('s', 1, false)"))
+    assert rows("SELECT id FROM app_item WHERE name = 'new'") == [(21,)]
+
+
+def test_a_table_with_keys_of_its_own_is_renamed(filled: Project, law: Law) -> None:
+    """They are in nobody's way: in sync or not, the next value is taken."""
+    script: Any = [
+        "INSERT INTO app_item VALUES (1000, 'far')",
+        "ALTER TABLE app_item RENAME TO app_thing",
+        "INSERT INTO app_thing (name) VALUES ('new')",
+    ]
+    filled.migration(migrations.RunSQL(script))
+    assert law.holds().error is None
+    assert rows("SELECT id FROM app_thing WHERE name = 'new'") == [(21,)]
+    assert law.run("safemigrate").error is None
+
+
+def test_signals_of_migrate_that_say_nothing_of_a_plan(filled: Project, law: Law) -> None:
+    """A migration may send them, and in Django's function for it the plan is optional."""
+
+    def send(apps: Any, editor: Any) -> None:
+        emit_pre_migrate_signal(0, False, "default")
+
+    filled.migration(run_python(send))
+    assert law.holds().error is None

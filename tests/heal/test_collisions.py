@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import Group
-from django.db import IntegrityError, connection, models, transaction
+from django.db import IntegrityError, connection, connections, models, transaction
 from django.db.backends.postgresql.psycopg_any import errors
 
 import safemigrate
@@ -218,7 +218,7 @@ def test_notes_reach_stderr_and_the_log(project: Project, caplog: pytest.LogCapt
         (
             "SELECT 1",
             "INSERT INTO t (id) VALUES (7)",
-            "Genuine duplicate in public.t: no sequence that feeds id is the cause.",
+            "Genuine duplicate in public.t: no sequence that feeds id needs a resync.",
         ),
         (
             "INSERT INTO t (note, id) VALUES ('a', 8), ('a', 9)",
@@ -294,7 +294,7 @@ def test_a_value_that_may_be_anybodys_is_not_drawn_again(
         before = next_value("gap_id_seq")
         with pytest.raises(IntegrityError) as caught:
             execute(statement)
-    assert "supplied" in note_of(caught.value)
+    assert "was behind" not in note_of(caught.value)
     assert next_value("gap_id_seq") - before <= 1
 
 
@@ -310,3 +310,25 @@ def test_a_draw_is_not_repeated_unasked(database: str, options: dict[str, Any], 
             execute("INSERT INTO gap (note) VALUES ('new')")
     assert "public.gap_id_seq was behind public.gap and is in sync now" in note_of(caught.value)
     assert f"because {why}" in note_of(caught.value)
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_an_error_of_a_connection_that_nobody_knows(
+    ill: None, other_database: str, is_connected: bool
+) -> None:
+    """It is not taken for that of the alias which happens to be last."""
+    connections["other"].close()
+    if is_connected:
+        connections["other"].ensure_connection()
+    stranger = connection.copy()
+    try:
+        with (
+            pytest.raises(IntegrityError) as caught,
+            safemigrate.healing(),
+            stranger.cursor() as cursor,
+        ):
+            cursor.execute("INSERT INTO t (id) VALUES (7)")
+    finally:
+        stranger.close()
+    expected = "--check --database ALIAS" if is_connected else "Genuine duplicate in public.t"
+    assert expected in note_of(caught.value)

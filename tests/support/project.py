@@ -209,7 +209,7 @@ class Law:
         outcome = Outcome()
         out = io.StringIO()
 
-        def record(signal: Any, sender: Any, plan: Any, **kwargs: Any) -> None:
+        def record(signal: Any, sender: Any, plan: Any = (), **kwargs: Any) -> None:
             name = "pre" if signal is pre_migrate else "post"
             outcome.signals.append((name, sender.label, [str(step) for step in plan]))
 
