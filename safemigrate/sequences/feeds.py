@@ -213,7 +213,11 @@ WITH RECURSIVE lineage (oid) AS (
 own AS MATERIALIZED (
     SELECT f.*
     FROM ({FEEDS.format(relation="= ANY (ARRAY (SELECT l.oid FROM lineage AS l))")}) AS f
-    JOIN pg_catalog.pg_class AS s ON s.oid = f.sequence AND s.relkind = 'S'
+    CROSS JOIN LATERAL (
+        SELECT FROM pg_catalog.pg_class AS s
+        WHERE s.oid = f.sequence AND s.relkind = 'S'
+        OFFSET 0
+    ) AS s
 )
 SELECT f.sequence, f.relation, f.attribute, f.is_bare,
        f.relation = ANY (ARRAY (SELECT l.oid FROM lineage AS l)) AS is_own,
