@@ -63,8 +63,8 @@ READING = frozenset(
 SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 # Statements that may hold others within themselves, or are read to the end of the text like those.
 NESTING = frozenset("with explain prepare merge copy create update".split())
-# Statements that may make a column unique.
-MAKING_KEYS = frozenset("alter create do call".split())
+# Statements that may make a column unique, or take away what has kept a sequence behind.
+ALTERING = frozenset("alter call create do drop grant".split())
 # A column that is named and yet may draw from a sequence.
 DRAWING = re.compile(r"\b(?:default|nextval|select)\b", _FLAGS)
 CONFLICT = re.compile(
@@ -90,7 +90,7 @@ class Write(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """The INSERTs and UPDATEs that a text holds, and whether it may insert, or make a key, at all.
+    """The INSERTs and UPDATEs that a text holds, and whether it may insert, or alter, at all.
 
     ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
     the first statement, if it is not merely explained, prepared or written into a function, and its
@@ -103,12 +103,12 @@ class Heads(NamedTuple):
     updates: tuple[Write, ...] = ()
     may_insert: bool = True
     leading: frozenset[Write] = frozenset()
-    may_make_unique: bool = True
+    may_alter: bool = True
     is_counted: bool = False
     altered: tuple[tuple[str, str], ...] = ()
 
 
-NOTHING = Heads(may_insert=False, may_make_unique=False)
+NOTHING = Heads(may_insert=False, may_alter=False)
 UNREAD = Heads()
 
 
@@ -131,18 +131,18 @@ def _read(sql: str) -> Heads:
     updates: dict[Write, None] = {}
     altered: list[tuple[str, str]] = []
     leading: frozenset[Write] = frozenset()
-    may_insert = may_make_unique = False
+    may_insert = may_alter = False
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
-        if verb in MAKING_KEYS:
-            may_make_unique = True
+        if verb in ALTERING:
+            may_alter = True
             altered += _altered(sql, verb, start)
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
             updates = dict.fromkeys(_updates(sql, start))
-            may_make_unique = may_make_unique or ";" in sql
+            may_alter = may_alter or ";" in sql
             break  # what comes after it has been read along with it
     if not (inserts or updates or may_insert):
         return NOTHING
@@ -151,7 +151,7 @@ def _read(sql: str) -> Heads:
         updates=tuple(updates),
         may_insert=may_insert,
         leading=leading,
-        may_make_unique=may_make_unique,
+        may_alter=may_alter,
         is_counted=verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql)),
         altered=tuple(altered),
     )

@@ -151,7 +151,7 @@ class Wrapper:
             self.audience.tell_of(self._left.pop())
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
-        if heads.may_make_unique:
+        if heads.may_alter:
             self._disturbed.forget_late()
             self._disturbed.alter(heads.altered)
 

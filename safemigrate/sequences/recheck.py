@@ -212,6 +212,6 @@ def _unfed(table: str, found: Any) -> str:
     if found.is_computed:
         return f"The default of {names} is computed, so whether it is behind can't be known."
     return (
-        f"No sequence feeds {names}: the statement supplied this value itself, or the transaction "
-        "that failed had made one feed it, and took that back."
+        f"No sequence feeds {names}: the statement supplied this value itself, unless its "
+        "transaction had made one do so."
     )

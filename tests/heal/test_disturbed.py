@@ -156,9 +156,30 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
     assert not disturbed.needs_recheck(write(NAME), frozenset())
 
 
-def test_what_ddl_may_make_unique_is_checked_again() -> None:
+def test_what_ddl_may_alter_is_checked_again() -> None:
     for is_late in (True, False):
         disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
         disturbed.settle(write(NAME), Recheck(ID, [], None))
         disturbed.forget_late()
         assert disturbed.is_unchecked(write(NAME)) is is_late
+
+
+def test_a_table_that_gets_a_sequence_is_unchecked_once() -> None:
+    disturbed = after()
+    disturbed.alter([("tag", "tag")])
+    assert disturbed.is_unchecked(write(NAME))
+    disturbed.settle(write(NAME), Recheck(ID, [], None))
+    assert not needs_recheck(disturbed)
+
+
+@pytest.mark.parametrize("hinders", [Hinders.CHECKING, None])
+def test_a_new_name_takes_along_what_is_known(hinders: Hinders | None) -> None:
+    disturbed = swept(hinders)
+    disturbed.alter([("tag", "label"), ("other", "tag")])
+    renamed = Write("label", "label", NAME)
+    assert disturbed.is_unchecked(renamed) is (hinders is not None)
+    disturbed.learn([Write("label", "label", ID)], [], 1)
+    disturbed.alter([("label", "name")])
+    assert disturbed.needs_recheck(
+        Write("name", "name", NAME), frozenset({Write("name", "name", NAME)})
+    )
