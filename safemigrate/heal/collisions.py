@@ -15,14 +15,14 @@ from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.recheck import resync_constraint
 from safemigrate.sqltext import verb_of_one_statement
 
+from .statements import lone_write, may_draw
+
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.report import Audience
     from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.recheck import Feeding
-
-    from .statements import Write
 
 VIOLATIONS = {"23505", "23P01"}  # of a unique and of an exclusion constraint
 NOT_NULL_VIOLATION = "23502"
@@ -40,13 +40,15 @@ CONCURRENT_DDL = (
 GENUINE = (
     "Genuine duplicate in {table}: no sequence that feeds {columns} needs a resync. The value, or "
     "the row that has it already, came from the statement, from a trigger or function that it "
-    "calls, or from what its transaction had done before."
+    "calls, or from what the run had done before."
 )
 LOST_DEFAULT = (
     "{table}.{column} has no default or identity any more, as after a restore or a copy that lost "
     "it. No sequence is behind. Type: {command} (and --force, if the table has a trigger before "
     "INSERT)"
 )
+ROLLED_BACK = "it was part of a transaction that was rolled back"
+UNSEEN = "it came from a COMMIT, or from a connection that safemigrate does not watch"
 LATER = "After the rollback, check {table} with: {command}"
 
 
@@ -110,24 +112,26 @@ class Judge:
         self._audience = audience
         self._move = move
 
-    def heals(self, error: BaseException, *, refusal: str = "", given: Write | None = None) -> bool:
+    def heals(self, error: BaseException, *, refusal: str = "", text: str = "") -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
         That is where a sequence has moved, if only by the draw that failed, and no ``refusal``
-        keeps the statement from being sent again. Otherwise the error gets a note. What the
-        statement has ``given`` itself, no sequence has.
+        keeps the statement from being sent again. Otherwise the error gets a note. ``text`` is the
+        statement's, if it is known: what it gives itself, no sequence has given.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
             self._audience.explain(error, _plain_reason(collision))
             return False
+        written = lone_write(text)
         try:
             feeding = resync_constraint(
                 self._connection,
                 collision.schema,
                 collision.table,
                 collision.constraint,
-                given=given.columns if given and given.name == collision.table else None,
+                listed=written.columns if written and written.name == collision.table else None,
+                may_draw=may_draw(text),
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
@@ -160,7 +164,7 @@ class Judge:
                 command = command_line(where, "--check", schema=collision.schema)
                 self._audience.explain(error, LATER.format(table=collision, command=command))
             else:
-                self.heals(error, refusal="it was part of a transaction that was rolled back")
+                self.heals(error, refusal=ROLLED_BACK if using else UNSEEN)
 
     def _is_the_only_one(self) -> bool:
         """Tell whether an error that came with a COMMIT can only be this connection's."""

@@ -44,15 +44,22 @@ class Disturbed:
         for name in self._late:
             self._checks.pop(name, None)
 
-    def alter(self, tables: Iterable[tuple[str, str]]) -> None:
-        """Remember tables that have a new name, or another sequence under the same one."""
+    def alter(self, tables: Iterable[tuple[str, str | None]]) -> None:
+        """Remember tables that have a new name, or another sequence.
+
+        A new sequence was never in sync with what the table holds: whatever it holds may be in its
+        way, as if the run had given it.
+        """
         for name, new in tables:
-            if name == new:
+            self._checks.pop(new or name, None)
+            if new is None:
+                self._give(name, None)
+                continue
+            if new == name:
                 self._unchecked.add(name)
             for marked in (self._unchecked, self._late):
                 if name in marked:
                     marked.add(new)
-            self._checks.pop(new, None)
             self._give(new, self._given.get(name, frozenset()))
 
     def is_unchecked(self, insert: Write) -> bool:

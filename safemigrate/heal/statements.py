@@ -45,8 +45,8 @@ ALTER = re.compile(
     rf"(?:{_GAP}+rename{_GAP}+to{_GAP}+(?P<new>{NAME}))?",
     _FLAGS,
 )
-# What gives a column of an old table a sequence.
-FEEDING = re.compile(rf"\bnextval\b|\bas{_GAP}+identity\b", _FLAGS)
+# What gives a column of an old table a sequence, an old one or a new one.
+FEEDING = re.compile(rf"\b(?P<old>nextval)\b|\bas{_GAP}+identity\b", _FLAGS)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
@@ -65,7 +65,6 @@ SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that may make a column unique, or take away what has kept a sequence behind.
 ALTERING = frozenset("alter call create do drop grant".split())
-# A column that is named and yet may draw from a sequence.
 DRAWING = re.compile(r"\b(?:default|nextval|select)\b", _FLAGS)
 CONFLICT = re.compile(
     rf"\bon{_GAP}+conflict\b(?P<target>{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b))?", _FLAGS
@@ -96,7 +95,8 @@ class Heads(NamedTuple):
     the first statement, if it is not merely explained, prepared or written into a function, and its
     rows do not give way to those with the same name, say. ``is_counted`` says that the server's
     count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
-    ``altered`` are tables, each with its new name, that are renamed or get another sequence.
+    ``altered`` are tables, each with its new name; its own where an old sequence feeds it from now
+    on, and None where a new one does.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -105,7 +105,7 @@ class Heads(NamedTuple):
     leading: frozenset[Write] = frozenset()
     may_alter: bool = True
     is_counted: bool = False
-    altered: tuple[tuple[str, str], ...] = ()
+    altered: tuple[tuple[str, str | None], ...] = ()
 
 
 NOTHING = Heads(may_insert=False, may_alter=False)
@@ -119,17 +119,22 @@ def read(sql: str) -> Heads:
     return _read_and_remember(sql) if len(sql) <= REMEMBERED_LENGTH else _read(sql)
 
 
-def given_by(sql: str) -> Write | None:
-    """Return what a lone INSERT or UPDATE gives itself, unless it may draw some of that."""
+def lone_write(sql: str) -> Write | None:
+    """Return what the only INSERT or UPDATE of a text writes."""
     heads = read(sql)
     writes = heads.inserts + heads.updates
-    return writes[0] if len(writes) == 1 and not DRAWING.search(sql) else None
+    return writes[0] if len(writes) == 1 else None
+
+
+def may_draw(sql: str) -> bool:
+    """Tell whether a column that is named may be filled from a sequence all the same."""
+    return DRAWING.search(sql) is not None
 
 
 def _read(sql: str) -> Heads:
     inserts: dict[Write, None] = {}
     updates: dict[Write, None] = {}
-    altered: list[tuple[str, str]] = []
+    altered: list[tuple[str, str | None]] = []
     leading: frozenset[Write] = frozenset()
     may_insert = may_alter = False
     for place, (verb, start) in enumerate(_starts(sql)):
@@ -188,15 +193,15 @@ def _updates(sql: str, start: int) -> Iterator[Write]:
         yield _write(head["table"], _assigned(sql, head.end(), end))
 
 
-def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str]]:
+def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str | None]]:
     heads = ALTER.finditer(sql, start) if verb in NESTING else [ALTER.match(sql, start)]
     for head in filter(None, heads):
         name = _last_name(head["table"])
         end = sql.find(";", head.end())
         if head["new"]:
             yield name, _unquoted(head["new"])
-        elif FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
-            yield name, name
+        elif feeding := FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
+            yield name, name if feeding["old"] else None
 
 
 def _write(table: str, columns: frozenset[str] | None) -> Write:

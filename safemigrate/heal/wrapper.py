@@ -18,7 +18,7 @@ from safemigrate.sequences.sweep import sweep
 
 from .collisions import Judge, why_not_retried
 from .disturbed import Disturbed
-from .statements import UNREAD, given_by, read
+from .statements import UNREAD, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,7 +161,7 @@ class Wrapper:
         self, failure: IntegrityError, send: Callable[[], Any], text: str, *, many: bool
     ) -> Any:
         refusal = why_not_retried(text, many=many, retries=self._retries)
-        heals = partial(self._judge.heals, refusal=refusal, given=given_by(text))
+        heals = partial(self._judge.heals, refusal=refusal, text=text)
         if not heals(failure):
             raise failure
 

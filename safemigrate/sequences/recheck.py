@@ -163,14 +163,17 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
     table: str,
     constraint: str,
     *,
-    given: frozenset[str] | None = None,
+    listed: frozenset[str] | None = None,
+    may_draw: bool = False,
     move: bool,
 ) -> Feeding:
     """Check, and with ``move`` resync, the sequences that feed a unique or exclusion constraint.
 
-    The table is looked up by its schema, or by the name alone where ``schema`` is None. Left out
-    are those of the columns that the statement has ``given`` itself.
+    The table is looked up by its schema, or by the name alone where ``schema`` is None. ``listed``
+    are the columns that the statement names, None if that is not known, and gives itself unless it
+    ``may_draw`` their values: then the sequences that feed them are left out.
     """
+    given = frozenset() if may_draw or listed is None else listed
     quoted = table.replace('"', '""')
     with checking_table(connection, f'"{quoted}"') as (cursor, oid):
         found = cursor.row(
@@ -192,12 +195,12 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
         findings = [
             resync(cursor, each) if move else check(cursor, [each])[0]
             for each, columns in fed
-            if columns - (given or frozenset())
+            if columns - given
         ]
     is_fed = any(columns for _, columns in fed)
     why_not = "" if is_fed else _unfed(table, found)
     sole = {key.column for each, _ in fed for key in each.keys if own.get(key.place)}
-    is_drawn = given is not None and sole - given >= set(found.columns)
+    is_drawn = listed is not None and sole - listed >= set(found.columns)
     is_past = is_drawn and all(each.status == "in sync" for each in findings)
     return Feeding(tuple(found.columns), findings, why_not, is_past)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -254,12 +255,21 @@ GAP = """
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_keys_that_no_text_shows(database: str, count: int) -> None:
+@pytest.mark.parametrize(
+    "insert",
+    [
+        "INSERT INTO gap (note) VALUES ('new')",
+        "INSERT INTO gap (note, number) VALUES ('new', DEFAULT)",
+        "INSERT INTO gap (note) SELECT 'new'",
+        "WITH n AS (SELECT 'new' AS note) INSERT INTO gap (note) SELECT note FROM n",
+    ],
+)
+def test_keys_that_no_text_shows(database: str, insert: str, count: int) -> None:
     """The draw that fails at the last of them has put the sequence in sync."""
     execute(GAP)
     with safemigrate.healing() as report:
         execute("SELECT give(%s)", [count])
-        execute("INSERT INTO gap (note) VALUES ('new')")
+        execute(insert)
     assert value("SELECT id FROM gap WHERE note = 'new'") == 4 + count
     assert report.notes == []
 
@@ -274,6 +284,7 @@ def test_keys_that_no_text_shows(database: str, count: int) -> None:
         ),
         pytest.param("SELECT give(1)", "UPDATE gap SET id = 4 WHERE id = 1", id="update"),
         pytest.param("SELECT give(1)", "INSERT INTO gap (id) VALUES (4)", id="given"),
+        pytest.param("SELECT give(1)", "INSERT INTO gap (id) SELECT 4", id="selected"),
         pytest.param(
             """
             CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS
@@ -332,3 +343,23 @@ def test_an_error_of_a_connection_that_nobody_knows(
         stranger.close()
     expected = "--check --database ALIAS" if is_connected else "Genuine duplicate in public.t"
     assert expected in note_of(caught.value)
+
+
+def test_an_error_of_another_thread(ill: None) -> None:
+    """Its connection is not watched, and nobody knows of what transaction it was a part."""
+
+    def collide_elsewhere() -> None:
+        try:
+            execute("SELECT setval('t_id_seq', 1, false)")
+            execute("INSERT INTO t (note) VALUES ('new')")
+        finally:
+            connection.close()
+
+    with (
+        ThreadPoolExecutor() as pool,
+        pytest.raises(IntegrityError) as caught,
+        safemigrate.healing("default"),
+    ):
+        pool.submit(collide_elsewhere).result()
+    assert "or from a connection that safemigrate does not watch" in note_of(caught.value)
+    assert next_value("t_id_seq") == value("SELECT max(id) + 1 FROM t")

@@ -172,6 +172,13 @@ def test_a_table_that_gets_a_sequence_is_unchecked_once() -> None:
     assert not needs_recheck(disturbed)
 
 
+def test_a_table_that_gets_a_new_sequence_is_disturbed() -> None:
+    disturbed = after()
+    disturbed.alter([("tag", None)])
+    assert not disturbed.is_unchecked(write(NAME))
+    assert needs_recheck(disturbed)
+
+
 @pytest.mark.parametrize("hinders", [Hinders.CHECKING, None])
 def test_a_new_name_takes_along_what_is_known(hinders: Hinders | None) -> None:
     disturbed = swept(hinders)
