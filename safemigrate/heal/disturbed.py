@@ -32,8 +32,8 @@ class Disturbed:
         unique, and one whose range was too narrow once it is wider.
         """
         keys = finding.sequence.keys
-        is_new = finding.status == "not judged" and not all(key.is_unique for key in keys)
-        is_late = is_new or finding.is_behind
+        may_become_key = finding.status == "not judged" and not all(key.is_unique for key in keys)
+        is_late = may_become_key or finding.is_behind
         if is_late or finding.status == "unknown":
             for name in {key.table for key in keys}:
                 (self._late if is_late else self._unchecked).add(name)
