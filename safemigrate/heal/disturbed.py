@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from safemigrate.sequences.finding import Finding
-    from safemigrate.sequences.recheck import Drawn, Recheck
+    from safemigrate.sequences.recheck import Recheck
 
     from .statements import Write
 
@@ -39,18 +39,10 @@ class Disturbed:
                 (self._late if is_late else self._unchecked).add(name)
                 self._checks.pop(name, None)  # one of another tenant may have been checked
 
-    def forget(self) -> None:
-        """Forget what a statement may have altered: the catalogue, and what was in the way."""
+    def forget_late(self) -> None:
+        """Have those checked again, after a statement that may have altered what was in the way."""
         for name in self._late:
             self._checks.pop(name, None)
-        for checks in self._checks.values():
-            for check in checks.values():
-                check.drawn = None
-
-    def known(self, insert: Write) -> Drawn | None:
-        """Return what the last check of the table read in the catalogue, if it still holds."""
-        check = self._check_of(insert)
-        return check.drawn if check else None
 
     def alter(self, tables: Iterable[tuple[str, str | None]]) -> None:
         """Remember tables that have a new name, or another sequence.

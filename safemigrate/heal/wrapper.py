@@ -119,7 +119,6 @@ class Wrapper:
                 given=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
                 disturbed=self._disturbed.given(insert),
-                known=self._disturbed.known(insert),
             )
             self._disturbed.settle(insert, found)
             for finding in found.findings:
@@ -153,7 +152,7 @@ class Wrapper:
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:
-            self._disturbed.forget()
+            self._disturbed.forget_late()
             self._disturbed.alter(heads.altered)
 
     # After one that failed in autocommit.

@@ -56,67 +56,43 @@ NEAREST = """(
     WHERE {column} {at_least} {next_value})"""
 
 
-class Drawn(NamedTuple):
-    """What the catalogue says that an INSERT into the table ``oid`` draws from.
-
-    For the places that are the table's ``own`` see :func:`feeds_of_table`.
-    """
-
-    oid: int
-    sequences: list[Sequence]
-    own: dict[Place, bool]
-
-    @classmethod
-    def read(cls, cursor: Cursor, oid: int) -> Drawn:
-        feeds, own = feeds_of_table(cursor, oid)
-        return cls(oid, sequences_of(cursor, feeds), own)
-
-    def columns_of(self, sequence: Sequence) -> frozenset[str]:
-        return frozenset(key.column for key in sequence.keys if key.place in self.own)
-
-
 @dataclass
 class Recheck:
     """What a check in the middle of a run found of the sequences that feed one table.
 
     ``columns`` are those that they feed. ``free`` is how many values can be drawn until one is
     taken already, None where there is no end in sight; it is counted down as they are drawn.
-    ``drawn`` is what the next check need not ask for again, unless DDL comes in between.
     """
 
     columns: frozenset[str]
     findings: list[Finding]
     free: int | None
-    drawn: Drawn | None = None
 
 
-def recheck(  # noqa: PLR0913 - what the run knows of the table
+def recheck(
     connection: BaseDatabaseWrapper,
     table: str,
     *,
     given: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
     disturbed: frozenset[str] | None = frozenset(),
-    known: Drawn | None = None,
 ) -> Recheck:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
     Those are the ones that feed other columns than ``given``. One whose next value is taken is
     resynced. Where the table ``is_unchecked``, every sequence that is behind is, but for those of
     columns for which the run itself has supplied values: ``disturbed``, None for any. Waits for the
-    table's lock as long as the INSERT would. What is ``known`` of the table is not asked for. Of a
-    table that is not there nothing is found.
+    table's lock as long as the INSERT would. Of a table that is not there nothing is found.
     """
     with checking_table(connection, table) as (cursor, oid):
         if oid is None:
             return Recheck(frozenset(), [], None)
-        drawn = known if known and known.oid == oid else Drawn.read(cursor, oid)
-        fed = list(map(drawn.columns_of, drawn.sequences))
+        feeds, own = feeds_of_table(cursor, oid)
+        sequences = sequences_of(cursor, feeds)
+        fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
         found = [
-            (resync(cursor, each), None)
-            if is_unchecked
-            else _resync_if_taken(cursor, each, drawn.own)
-            for each, columns in zip(drawn.sequences, fed, strict=True)
+            (resync(cursor, each), None) if is_unchecked else _resync_if_taken(cursor, each, own)
+            for each, columns in zip(sequences, fed, strict=True)
             if (
                 disturbed is not None and not columns & disturbed
                 if is_unchecked
@@ -124,9 +100,9 @@ def recheck(  # noqa: PLR0913 - what the run knows of the table
             )
         ]
     stretches = [free for _, free in found if free is not None]
-    free = min(stretches, default=None) if len(found) == len(fed) else 0
+    free = min(stretches, default=None) if len(found) == len(sequences) else 0
     findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]
-    return Recheck(frozenset().union(*fed), findings, free, drawn)
+    return Recheck(frozenset().union(*fed), findings, free)
 
 
 def _resync_if_taken(
@@ -211,8 +187,11 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
         )
         if found is None or not found.columns:
             return Feeding((), [], GONE.format(table=table, constraint=constraint))
-        drawn = Drawn.read(cursor, found.oid)
-        fed = [(each, drawn.columns_of(each) & set(found.columns)) for each in drawn.sequences]
+        feeds, own = feeds_of_table(cursor, found.oid)
+        fed = [
+            (each, {key.column for key in each.keys if key.place in own} & set(found.columns))
+            for each in sequences_of(cursor, feeds)
+        ]
         findings = [
             resync(cursor, each) if move else check(cursor, [each])[0]
             for each, columns in fed
@@ -220,7 +199,7 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
         ]
     is_fed = any(columns for _, columns in fed)
     why_not = "" if is_fed else _unfed(table, found)
-    sole = {key.column for each, _ in fed for key in each.keys if drawn.own.get(key.place)}
+    sole = {key.column for each, _ in fed for key in each.keys if own.get(key.place)}
     is_drawn = listed is not None and sole - listed >= set(found.columns)
     is_past = is_drawn and all(each.status == "in sync" for each in findings)
     return Feeding(tuple(found.columns), findings, why_not, is_past)

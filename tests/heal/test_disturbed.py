@@ -160,7 +160,7 @@ def test_what_ddl_may_alter_is_checked_again() -> None:
     for is_late in (True, False):
         disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
         disturbed.settle(write(NAME), Recheck(ID, [], None))
-        disturbed.forget()
+        disturbed.forget_late()
         assert disturbed.is_unchecked(write(NAME)) is is_late
 
 

@@ -439,21 +439,6 @@ def test_values_that_no_count_of_rows_tells(project: Project, text: str, atomic:
     assert rows("SELECT id FROM app_tag WHERE name = 'after'") == [(9,)]
 
 
-def test_the_catalogue_is_read_again_after_ddl(database: str) -> None:
-    execute(
-        "CREATE TABLE t (id serial PRIMARY KEY, note text);"
-        "INSERT INTO t (note) SELECT 'old' FROM generate_series(1, 20)"
-    )
-    with healing(), transaction.atomic():
-        execute("INSERT INTO t VALUES (40, 'far')")
-        execute("INSERT INTO t (note) VALUES ('21')")
-        execute("ALTER SEQUENCE t_id_seq INCREMENT 5")
-        execute("INSERT INTO t (id, note) VALUES (31, 'in the way')")
-        execute("INSERT INTO t (note) VALUES ('26')")
-        execute("INSERT INTO t (note) VALUES ('41')")
-    assert rows("SELECT id FROM t WHERE note = id::text ORDER BY id") == [(21,), (26,), (41,)]
-
-
 def test_a_free_stretch_comes_to_its_end(project: Project) -> None:
     def fill(apps: Any, editor: Any) -> None:
         tags(apps).create(pk=6, name="in the way")

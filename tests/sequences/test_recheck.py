@@ -83,8 +83,7 @@ def test_what_is_moved_beside_the_table_is_told(database: str) -> None:
 @pytest.mark.parametrize("table", ["nowhere", '"no where"', "a.b", "plain"])
 def test_nothing_to_recheck(database: str, table: str) -> None:
     execute("CREATE TABLE plain (id int PRIMARY KEY)")
-    found = recheck(connection, table)
-    assert (found.columns, found.findings, found.free) == (frozenset(), [], None)
+    assert recheck(connection, table) == Recheck(frozenset(), [], None)
 
 
 @pytest.mark.parametrize("table", ["a.b.c.d", "x.y.z", '"unclosed', "", "#", "a b"])
