@@ -311,6 +311,9 @@ with migration_lock(connection, patience=60, tell=tell):
         assert other.stdout.readline() == "mine\n"
         with pytest.raises(LockLostError, match=f"held by process {other.pid} on "):
             held.check()
+        held.close()
+        connection.close()
+        assert value("SELECT 1") == 1  # there is no lock to name the new connection on
     assert not held.lost  # it has been told
 
 
