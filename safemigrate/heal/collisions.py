@@ -150,6 +150,7 @@ class Judge:
     def explain(self, leaving: BaseException) -> None:
         """Add a note to each collision behind ``leaving`` that no retry has judged."""
         alias = self._connection.alias
+        # What no wrapper has seen (None) is not of a connection that was never opened.
         ours = {alias} if self._connection.connection is None else {alias, None}
         for error in chain(leaving):
             using = getattr(error, "safemigrate_using", None)
@@ -198,7 +199,7 @@ def _plain_reason(collision: Collision | None) -> str:
 
 
 def _cured(feeding: Feeding) -> list[Finding]:
-    return [each for each in feeding.findings if feeding.is_past or each.moved_to is not None]
+    return [each for each in feeding.findings if feeding.is_drawn or each.moved_to is not None]
 
 
 def _verdict(collision: Collision, feeding: Feeding, cured: list[Finding], refusal: str) -> str:

@@ -1,10 +1,10 @@
 """Read the heads of statements: which columns of which tables they are about to write.
 
-Reading only saves work. It tells which tables the run has disturbed, so that the others need no
-second check, and which keys a statement that failed had given itself. If a text is misread, there
-is one check too many, or the run ends as ``migrate`` ends on a database in sync. Hence there is no
-lexer: of an INSERT nothing is read after VALUES but the ON CONFLICT at its end, and literals are
-not distinguished from the statement around them.
+Reading only saves work. It tells which tables the run has disturbed, or given another sequence, so
+that the others need no second check, and which keys a statement that failed had given itself. If a
+text is misread, there is one check too many, or the run ends as ``migrate`` ends on a database in
+sync. Hence there is no lexer: of an INSERT nothing is read after VALUES but the ON CONFLICT at its
+end, and literals are not distinguished from the statement around them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ ALTER = re.compile(
 )
 # What gives a column of an old table a sequence, an old one or a new one.
 FEEDING = re.compile(rf"\b(?P<old>nextval)\b|\bas{_GAP}+identity\b", _FLAGS)
+NEW_SEQUENCE = re.compile(rf"\bcreate{_GAP}+(?:[a-z]+{_GAP}+)?sequence\b", _FLAGS)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
@@ -96,7 +97,7 @@ class Heads(NamedTuple):
     rows do not give way to those with the same name, say. ``is_counted`` says that the server's
     count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
     ``altered`` are tables, each with its new name; its own where an old sequence feeds it from now
-    on, and None where a new one does.
+    on, and None where a new one does. ``makes_sequence`` says that the text creates one by itself.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -106,6 +107,7 @@ class Heads(NamedTuple):
     may_alter: bool = True
     is_counted: bool = False
     altered: tuple[tuple[str, str | None], ...] = ()
+    makes_sequence: bool = False
 
 
 NOTHING = Heads(may_insert=False, may_alter=False)
@@ -136,13 +138,15 @@ def _read(sql: str) -> Heads:
     updates: dict[Write, None] = {}
     altered: list[tuple[str, str | None]] = []
     leading: frozenset[Write] = frozenset()
-    may_insert = may_alter = False
+    may_insert = may_alter = makes_sequence = False
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
         if verb in ALTERING:
             may_alter = True
             altered += _altered(sql, verb, start)
+        if verb == "create":
+            makes_sequence = makes_sequence or NEW_SEQUENCE.search(sql, start) is not None
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
@@ -159,6 +163,7 @@ def _read(sql: str) -> Heads:
         may_alter=may_alter,
         is_counted=verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql)),
         altered=tuple(altered),
+        makes_sequence=makes_sequence,
     )
 
 
@@ -180,9 +185,14 @@ def _starts(sql: str) -> Iterator[tuple[str, int]]:
             return
 
 
+def _heads(head: re.Pattern[str], sql: str, verb: str, start: int) -> Iterator[re.Match[str]]:
+    """Yield the heads of that kind of a statement and of those within it."""
+    heads = head.finditer(sql, start) if verb in NESTING else [head.match(sql, start)]
+    return filter(None, heads)
+
+
 def _inserts(sql: str, verb: str, start: int) -> Iterator[Write]:
-    heads = INSERT.finditer(sql, start) if verb in NESTING else [INSERT.match(sql, start)]
-    for head in filter(None, heads):
+    for head in _heads(INSERT, sql, verb, start):
         yield _write(head["table"], _columns(head["columns"]))
 
 
@@ -194,8 +204,7 @@ def _updates(sql: str, start: int) -> Iterator[Write]:
 
 
 def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str | None]]:
-    heads = ALTER.finditer(sql, start) if verb in NESTING else [ALTER.match(sql, start)]
-    for head in filter(None, heads):
+    for head in _heads(ALTER, sql, verb, start):
         name = _last_name(head["table"])
         end = sql.find(";", head.end())
         if head["new"]:

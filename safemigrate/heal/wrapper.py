@@ -44,7 +44,7 @@ class Wrapper:
         self._disturbed = Disturbed()
         self._swept: set[str] = set()
         self._may_sweep_again = False
-        # Told once the INSERT has been: one that fails is explained.
+        # What the INSERT draws from and is still behind: told after it, for a failure is explained.
         self._left: list[Finding] = []
 
     def __call__(
@@ -153,7 +153,7 @@ class Wrapper:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:
             self._disturbed.forget_late()
-            self._disturbed.alter(heads.altered)
+            self._disturbed.alter(heads)
 
     # After one that failed in autocommit.
 

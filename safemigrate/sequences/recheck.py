@@ -147,14 +147,14 @@ def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
 class Feeding(NamedTuple):
     """What feeds the columns of a constraint, and what was found of it.
 
-    ``why_not`` says in one sentence why nothing could be judged; else it is empty. ``is_past`` says
-    that a sequence has given the value, and is in sync by that very draw.
+    ``why_not`` says in one sentence why nothing could be judged; else it is empty. ``is_drawn``
+    says that a sequence has given the value, and is in sync by that very draw.
     """
 
     columns: tuple[str, ...]
     findings: list[Finding]
     why_not: str = ""
-    is_past: bool = False
+    is_drawn: bool = False
 
 
 def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
@@ -200,9 +200,9 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
     is_fed = any(columns for _, columns in fed)
     why_not = "" if is_fed else _unfed(table, found)
     sole = {key.column for each, _ in fed for key in each.keys if own.get(key.place)}
-    is_drawn = listed is not None and sole - listed >= set(found.columns)
-    is_past = is_drawn and all(each.status == "in sync" for each in findings)
-    return Feeding(tuple(found.columns), findings, why_not, is_past)
+    is_left_out = listed is not None and sole - listed >= set(found.columns)
+    is_drawn = is_left_out and all(each.status == "in sync" for each in findings)
+    return Feeding(tuple(found.columns), findings, why_not, is_drawn)
 
 
 def _unfed(table: str, found: Any) -> str:
