@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.recheck import Recheck
 
-    from .statements import Heads, Write
+    from .statements import Write
 
 
 class Disturbed:
@@ -24,7 +24,6 @@ class Disturbed:
         self._checks: defaultdict[str, dict[str, Recheck]] = defaultdict(dict)
         self._unchecked: set[str] = set()
         self._late: set[str] = set()
-        self._has_new_sequence = False
 
     def mark(self, finding: Finding) -> None:
         """Remember the tables of a sequence that the sweep could not check, or left behind.
@@ -45,20 +44,17 @@ class Disturbed:
         for name in self._late:
             self._checks.pop(name, None)
 
-    def alter(self, heads: Heads) -> None:
+    def alter(self, tables: Iterable[tuple[str, str | None]]) -> None:
         """Remember tables that have a new name, or another sequence.
 
-        A new sequence was never in sync with what the table holds: whatever it holds may be in its
+        That sequence was never in sync with what the table holds: whatever it holds may be in its
         way, as if the run had given it.
         """
-        self._has_new_sequence |= heads.makes_sequence
-        for name, new in heads.altered:
+        for name, new in tables:
             self._checks.pop(new or name, None)
-            if new is None or (new == name and self._has_new_sequence):
+            if new is None:
                 self._give(name, None)
                 continue
-            if new == name:
-                self._unchecked.add(name)
             for marked in (self._unchecked, self._late):
                 if name in marked:
                     marked.add(new)

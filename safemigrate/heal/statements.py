@@ -45,9 +45,8 @@ ALTER = re.compile(
     rf"(?:{_GAP}+rename{_GAP}+to{_GAP}+(?P<new>{NAME}))?",
     _FLAGS,
 )
-# What gives a column of an old table a sequence, an old one or a new one.
-FEEDING = re.compile(rf"\b(?P<old>nextval)\b|\bas{_GAP}+identity\b", _FLAGS)
-NEW_SEQUENCE = re.compile(rf"\bcreate{_GAP}+(?:[a-z]+{_GAP}+)?sequence\b", _FLAGS)
+# What gives a column a sequence.
+FEEDING = re.compile(rf"\bnextval\b|\bas{_GAP}+identity\b", _FLAGS)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
@@ -96,8 +95,7 @@ class Heads(NamedTuple):
     the first statement, if it is not merely explained, prepared or written into a function, and its
     rows do not give way to those with the same name, say. ``is_counted`` says that the server's
     count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
-    ``altered`` are tables, each with its new name; its own where an old sequence feeds it from now
-    on, and None where a new one does. ``makes_sequence`` says that the text creates one by itself.
+    ``altered`` are tables, each with its new name, or None where another sequence feeds it now.
     """
 
     inserts: tuple[Write, ...] = ()
@@ -107,7 +105,6 @@ class Heads(NamedTuple):
     may_alter: bool = True
     is_counted: bool = False
     altered: tuple[tuple[str, str | None], ...] = ()
-    makes_sequence: bool = False
 
 
 NOTHING = Heads(may_insert=False, may_alter=False)
@@ -138,15 +135,13 @@ def _read(sql: str) -> Heads:
     updates: dict[Write, None] = {}
     altered: list[tuple[str, str | None]] = []
     leading: frozenset[Write] = frozenset()
-    may_insert = may_alter = makes_sequence = False
+    may_insert = may_alter = False
     for place, (verb, start) in enumerate(_starts(sql)):
         inserts |= dict.fromkeys(_inserts(sql, verb, start))
         may_insert = may_insert or _may_insert(verb, sql, start)
         if verb in ALTERING:
             may_alter = True
             altered += _altered(sql, verb, start)
-        if verb == "create":
-            makes_sequence = makes_sequence or NEW_SEQUENCE.search(sql, start) is not None
         if place == 0 and _inserts_at_once(verb, sql, start):
             leading = frozenset(each for each in inserts if not _may_give_way(sql, each))
         if verb in NESTING:
@@ -163,7 +158,6 @@ def _read(sql: str) -> Heads:
         may_alter=may_alter,
         is_counted=verb_of_one_statement(sql) == "insert" and not CONFLICT.search(sql, _tail(sql)),
         altered=tuple(altered),
-        makes_sequence=makes_sequence,
     )
 
 
@@ -209,8 +203,8 @@ def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str | None]
         end = sql.find(";", head.end())
         if head["new"]:
             yield name, _unquoted(head["new"])
-        elif feeding := FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
-            yield name, name if feeding["old"] else None
+        elif FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
+            yield name, None
 
 
 def _write(table: str, columns: frozenset[str] | None) -> Write:

@@ -153,7 +153,7 @@ class Wrapper:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:
             self._disturbed.forget_late()
-            self._disturbed.alter(heads)
+            self._disturbed.alter(heads.altered)
 
     # After one that failed in autocommit.
 

@@ -397,15 +397,17 @@ def test_a_sequence_that_feeds_the_key_from_now_on(
             "ALTER TABLE app_item ALTER id SET DEFAULT nextval('s')",
         ],
         ["CREATE SEQUENCE s START {start};ALTER TABLE app_item ALTER id SET DEFAULT nextval('s')"],
+        ["ALTER TABLE app_item ALTER id SET DEFAULT nextval('old')"],
     ],
-    ids=["identity", "default", "one-text"],
+    ids=["identity", "default", "one-text", "old"],
 )
-def test_a_new_sequence_gives_what_is_free(
+def test_a_sequence_that_fed_nothing_gives_what_is_free(
     filled: Project, law: Law, way: list[str], start: int
 ) -> None:
     """It was never in sync with the table, nor is it after migrate."""
     execute("ALTER TABLE app_item ALTER id DROP IDENTITY IF EXISTS, ALTER id DROP DEFAULT")
     execute(f"DELETE FROM app_item WHERE id < 11 AND {start} = 1")
+    execute(f"CREATE SEQUENCE old START {start}")
     execute("INSERT INTO app_item VALUES (1000, 'far')")
     script: Any = [
         *(statement.format(start=start) for statement in way),

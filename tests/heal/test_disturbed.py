@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safemigrate.heal.disturbed import Disturbed
-from safemigrate.heal.statements import Heads, Write
+from safemigrate.heal.statements import Write
 from safemigrate.sequences.finding import Finding
 from safemigrate.sequences.recheck import Recheck
 from safemigrate.sequences.sequence import Hinders, Key, Obstacle, Sequence
@@ -164,17 +164,9 @@ def test_what_ddl_may_alter_is_checked_again() -> None:
         assert disturbed.is_unchecked(write(NAME)) is is_late
 
 
-def test_a_table_that_gets_a_sequence_is_unchecked_once() -> None:
+def test_a_table_that_gets_a_sequence_is_disturbed() -> None:
     disturbed = after()
-    disturbed.alter(Heads(altered=(("tag", "tag"),)))
-    assert disturbed.is_unchecked(write(NAME))
-    disturbed.settle(write(NAME), Recheck(ID, [], None))
-    assert not needs_recheck(disturbed)
-
-
-def test_a_table_that_gets_a_new_sequence_is_disturbed() -> None:
-    disturbed = after()
-    disturbed.alter(Heads(altered=(("tag", None),)))
+    disturbed.alter([("tag", None)])
     assert not disturbed.is_unchecked(write(NAME))
     assert needs_recheck(disturbed)
 
@@ -182,11 +174,11 @@ def test_a_table_that_gets_a_new_sequence_is_disturbed() -> None:
 @pytest.mark.parametrize("hinders", [Hinders.CHECKING, None])
 def test_a_new_name_takes_along_what_is_known(hinders: Hinders | None) -> None:
     disturbed = swept(hinders)
-    disturbed.alter(Heads(altered=(("tag", "label"), ("other", "tag"))))
+    disturbed.alter([("tag", "label"), ("other", "tag")])
     renamed = Write("label", "label", NAME)
     assert disturbed.is_unchecked(renamed) is (hinders is not None)
     disturbed.learn([Write("label", "label", ID)], [], 1)
-    disturbed.alter(Heads(altered=(("label", "name"),)))
+    disturbed.alter([("label", "name")])
     assert disturbed.needs_recheck(
         Write("name", "name", NAME), frozenset({Write("name", "name", NAME)})
     )
