@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from .printing import printable
 from .signals import sequence_resynced
@@ -19,8 +19,7 @@ logger = logging.getLogger("safemigrate")
 logger.addHandler(logging.NullHandler())
 
 
-@dataclass(frozen=True)
-class Resync:
+class Resync(NamedTuple):
     """A sequence that was moved past the keys it feeds.
 
     ``before`` and ``after`` are its next value before and after the resync. ``retried`` tells
@@ -43,8 +42,7 @@ class Resync:
         )
 
 
-@dataclass(frozen=True)
-class LockWait:
+class LockWait(NamedTuple):
     """A statement that waits for a lock, and the session that it waits for.
 
     ``relation`` is empty where it waits for a transaction to end, ``transaction_age`` is seconds.
@@ -91,8 +89,7 @@ class LockWait:
         )
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """Something that was found and left as it is; ``text`` says what to type.
 
     If ``is_fatal``, it explains the error that the run is about to end with. If ``is_expected``,
@@ -163,7 +160,7 @@ class Audience:
             retried=is_retried,
         )
         level = min((report.log_level for report in self.reports), default=logging.INFO)
-        logger.log(level, "%s", record, extra=asdict(record))
+        logger.log(level, "%s", record, extra=record._asdict())
         sequence_resynced.send_robust(Resync, using=self.using, record=record)
         self._add(record)
 

@@ -16,22 +16,17 @@ if TYPE_CHECKING:
 # They may have committed a part of what they do.
 MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback start".split())
 
-CREATE_INDEX = re.compile(
-    rf"""\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
-         \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)""",
-    re.VERBOSE | re.IGNORECASE,
-)
-QUEUES_NOBODY = re.compile(
-    r"""\s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
-             | REINDEX\s[^;]*\bCONCURRENTLY\b
-             | ALTER\s+TABLE\s[^,;]+\sDETACH\s+PARTITION\s[^,;]+\sCONCURRENTLY;?\s*$
-             | ALTER\s+TABLE\s[^,;]+\sVALIDATE\s+CONSTRAINT\s[^,;]+;?\s*$ )""",
-    re.VERBOSE | re.IGNORECASE,
-)
-
-CONCURRENTLY, NOWAIT = (
-    re.compile(rf"\b{each}\b", re.IGNORECASE) for each in ("concurrently", "nowait")
-)
+# Compiled when they are needed: most runs need none of them.
+CREATE_INDEX = rf"""(?xi)
+    \s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
+    \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)"""
+QUEUES_NOBODY = r"""(?xi)
+    \s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
+        | REINDEX\s[^;]*\bCONCURRENTLY\b
+        | ALTER\s+TABLE\s[^,;]+\sDETACH\s+PARTITION\s[^,;]+\sCONCURRENTLY;?\s*$
+        | ALTER\s+TABLE\s[^,;]+\sVALIDATE\s+CONSTRAINT\s[^,;]+;?\s*$ )"""
+CONCURRENTLY = r"(?i)\bconcurrently\b"
+NOWAIT = r"(?i)\bnowait\b"
 
 INVALID_INDEXES = """
 SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
@@ -48,7 +43,7 @@ SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
 
 def queues_nobody(text: str) -> bool:
     """Tell whether nobody has to queue behind the statement while it waits."""
-    return QUEUES_NOBODY.match(text) is not None
+    return re.match(QUEUES_NOBODY, text) is not None
 
 
 def can_be_repeated(text: str) -> bool:
@@ -59,18 +54,18 @@ def can_be_repeated(text: str) -> bool:
     verb = verb_of_one_statement(text)
     if not verb or verb in MAY_COMMIT:
         return False
-    if verb in ("alter", "create") and CONCURRENTLY.search(text):
-        return CREATE_INDEX.match(text) is not None
+    if verb in ("alter", "create") and re.search(CONCURRENTLY, text):
+        return re.match(CREATE_INDEX, text) is not None
     return True
 
 
 def does_not_wait(text: str) -> bool:
     """Tell whether the statement itself asks for an error where it would have to wait."""
-    return NOWAIT.search(text) is not None
+    return re.search(NOWAIT, text) is not None
 
 
 def invalid_indexes(cursor: Cursor, text: str) -> set[str]:
     """Name the INVALID index that is called as the one that the text creates CONCURRENTLY."""
-    found = CREATE_INDEX.match(text)
+    found = re.match(CREATE_INDEX, text)
     rows = cursor.rows(INVALID_INDEXES, [found["table"], found["name"]]) if found else []
     return {row.name for row in rows}

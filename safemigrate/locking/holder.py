@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
 NAME_LENGTH = 63
-NAME = re.compile(
-    r"safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)", re.ASCII
-)
+NAME = r"(?a)safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)"
 
 # Of other roles' sessions, everyone sees the role and the application's name, and nothing else. The
 # name may be anybody's, and the pid in it a pooler's: so the backend must be in our database, and
@@ -49,15 +47,12 @@ SELECT session.pid,
 """
 
 # The verb, and the table if it comes next: no more of a statement, for the rest may be secret.
-HEAD = re.compile(
-    r"""
+HEAD = r"""(?xia)
     (?:INSERT\s+INTO | UPDATE | DELETE\s+FROM | (?:ALTER|CREATE|DROP|TRUNCATE)\s+TABLE)
         (?:\s+ONLY | \s+IF\s+(?:NOT\s+)?EXISTS)*
         \s+(?P<table>(?:"[^"']+"|\w+)(?:\.(?:"[^"']+"|\w+))?)
     | [a-z]+ (?:\s+(?:UNIQUE\s+)?INDEX(?:\s+CONCURRENTLY)?\b | \s+CONSTRAINTS\b)?
-    """,
-    re.VERBOSE | re.IGNORECASE | re.ASCII,
-)
+"""
 
 
 class Holder(NamedTuple):
@@ -126,7 +121,7 @@ def holder_of(cursor: Cursor, key: tuple[int, int]) -> Holder:
     row = cursor.row(WHO_HOLDS_IT, [key[0], key[1] % 2**32])
     if row is None:
         return Holder()
-    name = NAME.fullmatch(row.name or "")
+    name = re.fullmatch(NAME, row.name or "")
     if name is None:
         return Holder(pid=row.pid, role=row.role or "", name=row.name or "")
     since = datetime.now(timezone.utc) - timedelta(seconds=row.age) if row.age is not None else None
@@ -148,5 +143,5 @@ def _running(row: Any) -> str:
 
 def head(sql: str) -> str:
     """Return the verb of a statement and its table, without anything that could be a value."""
-    found = HEAD.match(sql.strip())
+    found = re.match(HEAD, sql.strip())
     return " ".join(found[0].split()) if found else "a statement"

@@ -7,7 +7,6 @@ its first statement, so that the locks it has taken are given back while it wait
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -283,7 +282,7 @@ class _Waits:
     def _publish(self) -> None:
         """Hand the last wait to the log and the signal, in the thread that migrates."""
         if record := self.watcher.last:
-            logger.info("%s", record, extra=asdict(record))
+            logger.info("%s", record, extra=record._asdict())
             lock_waited.send_robust(type(record), using=record.using, record=record)
 
     def _explain(self, error: BaseException, text: str) -> None:

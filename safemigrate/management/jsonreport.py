@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
@@ -59,11 +59,11 @@ class Record:
             "database": self.database,
             "exit_status": _exit_status(error),
             "error": f"{type(error).__name__}: {one_line(str(error))}" if error else None,
-            "resynced": [asdict(each) for each in resyncs],
+            "resynced": [each._asdict() for each in resyncs],
             "retried": sum(each.retried for each in resyncs),
-            "notes": [asdict(each) for each in self.report.notes],
+            "notes": [each._asdict() for each in self.report.notes],
             "waited": self.waits,
-            "blocked_by": [asdict(each) for each in self.blocked_by],
+            "blocked_by": [each._asdict() for each in self.blocked_by],
         }
 
 

@@ -7,7 +7,6 @@ settings of :func:`safemigrate.sequences.state.checking`; identifiers are quoted
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -223,8 +222,8 @@ ORDER BY pg_catalog.array_position(%(sequences)s::pg_catalog.oid[], s.oid),
          k.key_quoted_table, k.key_quoted_column
 """
 # The columns of a row that are a record's fields, in their order.
-OF_KEY = attrgetter(*(f"key_{each.name}" for each in fields(Key)))
-OF_SEQUENCE = attrgetter(*(each.name for each in fields(Sequence)[:-2]))
+OF_KEY = attrgetter(*(f"key_{name}" for name in Key._fields))
+OF_SEQUENCE = attrgetter(*Sequence._fields[:-2])
 
 
 def nameless(oid: int) -> Sequence:

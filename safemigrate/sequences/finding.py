@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from safemigrate.printing import sql_identifier, sql_literal
 
@@ -14,8 +13,7 @@ from .sequence import Hinders, Obstacle, Sequence
 Status = Literal["in sync", "behind", "resynced", "unknown", "not judged"]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What a check of one sequence found, and where a resync left it.
 
     ``largest`` is the key that is farthest in the sequence's own direction (so the smallest, where

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .sequence import Hinders, Obstacle
@@ -119,4 +118,4 @@ def _blocked(finding: Finding) -> Finding:
         "try again, or look for it in pg_locks",
         hinders=Hinders.MOVING,
     )
-    return replace(finding, obstacle=obstacle)
+    return finding._replace(obstacle=obstacle)

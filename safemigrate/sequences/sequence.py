@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ class Hinders(IntEnum):
     MOVING = 3
 
 
-@dataclass(frozen=True)
-class Obstacle:
+class Obstacle(NamedTuple):
     """Why a sequence is left alone, and what an operator can do about it.
 
     ``is_final`` means that no setval() would help.
@@ -34,8 +32,7 @@ class Obstacle:
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A column that a sequence feeds, and how far the catalogue says that it is unique.
 
     An heir has no unique index itself, but inherits from a table that has one. ``has_companions``
@@ -76,8 +73,7 @@ class Place(NamedTuple):
     attribute: int
 
 
-@dataclass(frozen=True)
-class Sequence:
+class Sequence(NamedTuple):
     """A sequence, its bounds, all the keys that it feeds, and the worst obstacles first."""
 
     oid: int
@@ -128,4 +124,4 @@ class Sequence:
 
     def forced(self) -> Sequence:
         """Return the sequence without the obstacles that a person may overrule."""
-        return replace(self, obstacles=tuple(each for each in self.obstacles if not each.can_force))
+        return self._replace(obstacles=tuple(each for each in self.obstacles if not each.can_force))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.db import Error
@@ -231,5 +230,5 @@ def _moved(
             raise
         if not _checked(connection, [feeds], terms, SHORT_WAIT):
             return []
-        obstacle = replace(obstacle_of(error), hinders=Hinders.MOVING)
-        return [replace(finding, obstacle=obstacle)]
+        obstacle = obstacle_of(error)._replace(hinders=Hinders.MOVING)
+        return [finding._replace(obstacle=obstacle)]

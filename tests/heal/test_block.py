@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -73,7 +72,7 @@ def test_the_signal_and_the_log_carry_the_record(
         sequence_resynced.disconnect(hear)
     assert heard == [(safemigrate.Resync, "default", report.resyncs[0])]
     (record,) = [each for each in caplog.records if each.name == "safemigrate"]
-    assert asdict(report.resyncs[0]).items() <= vars(record).items()
+    assert report.resyncs[0]._asdict().items() <= vars(record).items()
 
 
 def test_a_retried_statement_is_reported(groups: None) -> None:
