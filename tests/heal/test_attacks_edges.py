@@ -10,6 +10,7 @@ import pytest
 from django.apps import apps
 from django.core.management.sql import emit_pre_migrate_signal
 from django.db import IntegrityError, connection, migrations, models
+from django.db.backends.signals import connection_created
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.models.signals import post_migrate, pre_migrate
 
@@ -135,6 +136,29 @@ def test_a_receiver_that_sets_the_role(filled: Project, law: Law, database: str)
     execute(f"DROP OWNED BY {nobody}; DROP ROLE {nobody}")
     assert outcome.error is None
     assert value("SELECT max(id) FROM app_item") == 21
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("suffix", ["", " ON CONFLICT DO NOTHING"], ids=["raises", "drops"])
+def test_a_receiver_of_connection_created_that_writes(
+    filled: Project, law: Law, suffix: str, planned: bool
+) -> None:
+    """An audit of each session: its row comes before the plan, and before the migration lock."""
+    expected = [(21, "session")]
+    if planned:
+        filled.migration(migrations.RunSQL("INSERT INTO app_item (name) VALUES ('x')"))
+        expected += [(22, "x")]
+    put_behind("app_item")
+    connection.close()
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if connection.alias == "default":
+            sql(f"INSERT INTO app_item (name) VALUES ('session'){suffix}")
+
+    with heard(connection_created, receive):
+        outcome = law.run("safemigrate")
+    assert outcome.error is None
+    assert rows("SELECT id, name FROM app_item WHERE id > 20") == expected
 
 
 def test_a_receiver_of_ours_that_raises(filled: Project, law: Law) -> None:

@@ -240,9 +240,9 @@ class Command(BaseCommand):
             with self.record.waiting("database", self._tell_waiting) as tell:
                 wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
             with (
-                self._locked(connection, choices),
                 requiring_record(),  # asked before the sweep, in the order of the receivers
-                self._healing(choices),
+                self._healing(choices),  # whatever is written as the run connects
+                self._locked(connection, choices),
                 lock_timeout(
                     connection,
                     choices.lock_timeout,
