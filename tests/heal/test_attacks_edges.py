@@ -10,8 +10,8 @@ import pytest
 from django.apps import apps
 from django.core.management.sql import emit_pre_migrate_signal
 from django.db import IntegrityError, connection, migrations, models
-from django.db.backends.signals import connection_created
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, pre_migrate
 
 from safemigrate.signals import sequence_resynced
