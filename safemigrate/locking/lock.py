@@ -29,7 +29,7 @@ from tenacity import (
 from safemigrate import driver
 from safemigrate.locking.holder import Holder, holder_of, name_of_run
 from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
-from safemigrate.locking.wait import Telling, dial, first_line, twin, within
+from safemigrate.locking.wait import Telling, dial, first_line, knock, twin, within
 from safemigrate.locking.watching import watching
 from safemigrate.printing import printable_ascii
 from safemigrate.report import logger
@@ -224,12 +224,12 @@ class MigrationLock:
                 self.migrating.close()
 
         holder: Holder | None = self._retrying(_is_rival, before_sleep)(self._attempt)
+        if holder is None:
+            self._prove()
         if holder is None and has_waited:
             if self.rival:
                 self._let_finish(self.rival, telling)
             self._retrying(lambda _: False, telling)(self._reconnect)
-        if holder is None:
-            self._prove()
         return holder is None
 
     def _retrying(
@@ -323,15 +323,12 @@ class MigrationLock:
 
     def _prove(self) -> None:
         """Make sure that a pooler lends a second connection while the lock keeps the first."""
-        connection = self.migrating
-        if not self.is_pooled or connection.in_atomic_block:
+        if not self.is_pooled or self.migrating.in_atomic_block:
             return
         patience = min(max(self.patience, SHORTEST_ANSWER), LONGEST_ANSWER)
         try:
-            with driver.deadline(connection, patience), driver.cursor(connection) as ours:
-                ours.execute("SELECT 1")
+            knock(twin(self.migrating), patience)
         except Error as error:
-            connection.close()
             raise LockUnavailableError(self.alias, error) from error
 
     # Holding it.

@@ -63,7 +63,7 @@ def wait_for_database(
         before_sleep=Telling(tell, lambda state: _sentence(connection.alias, patience, state)),
         reraise=True,
     )
-    retrying(lambda: _knock(probe, end - monotonic()))
+    retrying(lambda: knock(probe, end - monotonic()))
 
 
 def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
@@ -71,8 +71,8 @@ def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
     return f'Waiting up to {patience:g} s for database "{alias}": {first_line(error)}'
 
 
-def _knock(probe: BaseDatabaseWrapper, patience: float) -> None:
-    """Send one statement: a pooler accepts connections even while its server is down."""
+def knock(probe: BaseDatabaseWrapper, patience: float) -> None:
+    """Connect and send one statement: a pooler accepts connections even while its server is down."""
     if probe.vendor != "postgresql":
         dial(probe)
         probe.close()

@@ -222,6 +222,33 @@ except LockUnavailableError as error:
     eventually(lambda: value(ADVISORY_LOCKS) == 0)
 
 
+def test_a_pool_of_one_is_told_apart_after_waiting() -> None:
+    """The run waits for one that goes to the server directly, and has the lock only then."""
+    holding = """
+with migration_lock(connection, patience=0, tell=tell):
+    say("mine")
+    sys.stdin.readline()
+"""
+    code = """
+from safemigrate.locking.lock import LockUnavailableError
+try:
+    with migration_lock(connection, patience=6, tell=say): say("taken")
+except LockUnavailableError as error:
+    say(error)
+"""
+    with ExitStack() as stack:
+        holder = stack.enter_context(running(holding))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        one = stack.enter_context(bouncing(pool_size=1))
+        waiter = stack.enter_context(running(code, **one))
+        assert waiter.stdout is not None
+        assert f"process {holder.pid} on " in waiter.stdout.readline()
+        holder.kill()
+        assert "pool size" in finish(waiter)
+    eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
 def test_behind_a_pooler_the_advice_is_to_end_the_process(bouncer: dict[str, Any]) -> None:
     holding = "with migration_lock(connection, patience=0, tell=tell): say('mine'); time.sleep(60)"
     code = """
