@@ -72,7 +72,7 @@ def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
 
 
 def knock(probe: BaseDatabaseWrapper, patience: float) -> None:
-    """Connect and send one statement: a pooler accepts connections even while its server is down."""
+    """Connect, and send one statement: a pooler accepts connections while its server is down."""
     if probe.vendor != "postgresql":
         dial(probe)
         probe.close()

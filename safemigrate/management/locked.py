@@ -1,4 +1,4 @@
-"""Before each migration: is the migration lock still held?"""
+"""Before each migration, and at the end of its transaction: is the migration lock still held?"""
 
 from __future__ import annotations
 
@@ -24,21 +24,31 @@ if TYPE_CHECKING:
 def checking_lock(
     connection: BaseDatabaseWrapper, lock: MigrationLock, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Check the lock before each migration that is not faked.
+    """Check the lock before each migration that is not faked, and before it is committed.
 
-    It does no harm if the lock was lost and taken again, unless another run has dealt with the next
-    migration in the meantime.
+    It does no harm if the lock was lost and taken again, unless another run has dealt with one of
+    the migrations in the meantime.
     """
+    was_lost = False
 
-    def check(step: Step) -> ProjectState:
+    def check(step: Step) -> None:
+        nonlocal was_lost
         if not lock.check():
+            was_lost = True
             tell("The migration lock was lost and taken again.")
+        if was_lost:
             name = (step.migration.app_label, step.migration.name)
             is_recorded = name in MigrationRecorder(connection).applied_migrations()
             if is_recorded is not step.is_backwards:
                 why = f"and another run has dealt with {step.migration}"
                 raise LockLostError(connection.alias, why)
-        return step.run()
 
-    with around_migrations(connection, check):
+    def around(step: Step) -> ProjectState:
+        check(step)
+        state = step.run()
+        if step.editor.atomic_migration:
+            check(step)
+        return state
+
+    with around_migrations(connection, around):
         yield

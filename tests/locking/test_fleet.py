@@ -13,7 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from tests.support.databases import behind, execute, put_behind, rows, value
+from tests.support.databases import behind, elsewhere, execute, put_behind, rows, value
 from tests.support.locks import terminate
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, eventually, running
@@ -167,7 +167,8 @@ LOCK_SESSIONS = "application_name LIKE 'safemigrate %' AND datname = current_dat
 
 
 def test_a_lock_lost_on_the_way_is_taken_again_before_the_next_migration(project: Project) -> None:
-    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False))
+    lose = run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False)
+    project.migration(lose, atomic=False)
     project.migration(run_python(lambda apps, editor: None))
     printed = project.migrate("app", command="safemigrate")
     assert "Applying app.0002_step..." in printed
@@ -182,15 +183,16 @@ def test_a_lock_that_another_run_has_taken_stops_this_one(project: Project) -> N
             terminate(LOCK_SESSIONS)
             stack.enter_context(somebody_migrating())
 
-        project.migration(run_python(hand_over, atomic=False))
+        project.migration(run_python(hand_over, atomic=False), atomic=False)
         project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
         with pytest.raises(CommandError, match="was lost during the run, and is held by process"):
             project.migrate("app", command="safemigrate")
     assert rows("SELECT name FROM django_migrations WHERE app = 'app'") == [("0001_step",)]
 
 
+@pytest.mark.parametrize("is_atomic", [True, False])
 def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
-    project: Project,
+    project: Project, is_atomic: bool
 ) -> None:
     def overtake(apps: Any, editor: Any) -> None:
         terminate(LOCK_SESSIONS)
@@ -199,17 +201,51 @@ def test_a_migration_that_another_run_has_met_meanwhile_is_not_applied_again(
             ["0002_step"],
         )
 
-    project.migration(run_python(overtake, atomic=False))
+    project.migration(run_python(overtake, atomic=False), atomic=is_atomic)
     project.migration(run_python(lambda apps, editor: pytest.fail("it was applied")))
     with pytest.raises(CommandError, match="another run has dealt with app"):
         project.migrate("app", command="safemigrate")
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_migration_that_another_run_has_applied_meanwhile_is_rolled_back(
+    project: Project, forwards: bool
+) -> None:
+    """The other run began only once the lock was free, and saw none of this one's rows."""
+
+    def overtake(apps: Any, editor: Any) -> None:
+        execute("INSERT INTO done (id) VALUES (1)")
+        terminate(LOCK_SESSIONS)
+        elsewhere(
+            "INSERT INTO django_migrations (app, name, applied) VALUES ('app', '0001_step', now())"
+            if forwards
+            else "DELETE FROM django_migrations WHERE app = 'app'"
+        )
+
+    execute("CREATE TABLE done (id int)")
+    if forwards:
+        project.migration(run_python(overtake))
+    else:
+        project.migration(run_python(lambda apps, editor: None, reverse_code=overtake))
+        project.migrate("app")
+    with pytest.raises(CommandError, match="another run has dealt with app"):
+        project.migrate("app", *([] if forwards else ["zero"]), command="safemigrate")
+    assert value("SELECT count(*) FROM done") == 0
+
+
+def test_a_lock_lost_in_a_migration_is_taken_again_before_that_ends(project: Project) -> None:
+    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS)))
+    printed = project.migrate("app", command="safemigrate")
+    assert "Applying app.0001_step..." in printed
+    assert "lost and taken again" in printed
 
 
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])
 def test_a_lock_that_is_lost_is_logged(
     project: Project, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False))
+    lose = run_python(lambda apps, editor: terminate(LOCK_SESSIONS), atomic=False)
+    project.migration(lose, atomic=False)
     assert "may have migrated" in project.migrate("app", command="safemigrate", **options)
     assert [record.name for record in caplog.records if "lost" in record.message] == ["safemigrate"]
 
