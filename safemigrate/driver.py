@@ -116,7 +116,10 @@ def is_idle(connection: BaseDatabaseWrapper) -> bool:
 
 
 def has_arrived(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the server has sent anything since its last answer, or the connection is gone."""
+    """Tell whether the server has said anything since its last answer, or the connection is gone.
+
+    It sends nothing.
+    """
     if is_closed(connection):
         return True
     with selectors.DefaultSelector() as selector:

@@ -345,8 +345,8 @@ class MigrationLock:
     def check(self) -> bool:
         """Return whether the lock was held all along; if it wasn't, it has been taken again.
 
-        Raises LockLostError if it can't be. The server is asked only if it has said something, as it
-        does when it ends the session.
+        Raises LockLostError if it can't be. The server is asked only if it has said something, as
+        it does when it ends the session.
         """
         if not self.taken or os.getpid() != self.process or not driver.has_arrived(self.twin):
             return True

@@ -266,7 +266,9 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
     assert held.lost
 
 
-def test_a_lock_whose_backend_does_not_answer_is_lost_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_whose_backend_does_not_answer_is_lost_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
     with moved_to_a_server_of_its_own():
         with migration_lock(connection, patience=0, tell=quiet) as held:

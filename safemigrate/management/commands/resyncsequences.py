@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ class Command(BaseCommand):
     def handle(self, *app_labels: str, **options: Any) -> None:
         self.options = options
         self.labels = app_labels or options["app_label"]
-        self.tally = Tally(options["headroom"])
+        self.tally = Tally(_whole_number(options["headroom"]))
         self.progress: Progress | None = None
         self.has_left_out = False
         self.format = self._format()
@@ -247,7 +248,7 @@ class Command(BaseCommand):
 
     def _go_through(self, connection: BaseDatabaseWrapper, feeds: list[list[Feed]]) -> None:
         options = self.options
-        terms = Terms(options["headroom"], options["scan"], options["force"])
+        terms = Terms(self.tally.headroom, options["scan"], options["force"])
         self.progress = Progress(self.stderr, len(feeds))
         for finding in survey(connection, feeds, terms, move=self._may_change()):
             self.tally.add(finding)
@@ -333,6 +334,13 @@ class Command(BaseCommand):
             return "Interrupted before any sequence was checked."
         next_one = "; the next one may have been moved, too" if self._may_change() else ""
         return f"Interrupted after {done} of {self.progress.total} sequences{next_one}."
+
+
+def _whole_number(value: object) -> int:
+    try:
+        return whole_number(value)  # call_command() does not ask the parser
+    except ArgumentTypeError as error:
+        raise CommandError(f"headroom: {error}", returncode=WRONG) from error
 
 
 @contextmanager
