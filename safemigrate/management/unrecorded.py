@@ -31,7 +31,7 @@ ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_colu
 NOTE = (
     "The database has every table and column that {migration} adds, but django_migrations has no "
     "row for it: an earlier run committed the migration and failed before recording it. If its "
-    "other operations are done too, type: python manage.py migrate {app} {name} --fake{where}"
+    "other operations are done too, type: python manage.py safemigrate {app} {name} --fake{where}"
 )
 
 Plan = Iterable[tuple["Migration", bool]]

@@ -137,6 +137,12 @@ def test_json(tables: None) -> None:
     }
 
 
+@pytest.mark.parametrize("headroom", [-1, None, "few"])
+def test_headroom_from_code_is_validated(tables: None, headroom: Any) -> None:
+    with pytest.raises(CommandError, match="^headroom: "):
+        call_command("resyncsequences", headroom=headroom)
+
+
 def test_headroom(tables: None) -> None:
     assert json.loads(resyncsequences("--json", "--headroom", "100"))["summary"]["resynced"] == 2
     assert (next_value("ill_id_seq"), next_value("well_id_seq")) == (108, 102)

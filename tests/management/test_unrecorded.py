@@ -23,7 +23,7 @@ from tests.support.models import create, shop
 if TYPE_CHECKING:
     from tests.support.project import Project
 
-FAKE = "python manage.py migrate app {name} --fake"
+FAKE = "python manage.py safemigrate app {name} --fake"
 
 
 def note_of(project: Project, **options: Any) -> str:

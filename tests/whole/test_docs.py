@@ -208,7 +208,7 @@ def test_what_the_runbook_does_about_a_duplicate_key(empty_shop: Shop) -> None:
     check, safemigrate, resync = map(empty_shop.types, commands)
     assert (check.returncode, safemigrate.returncode, resync.returncode) == (1, 1, 0)
     assert "public.shop_product_tags_id_seq" in check.stdout
-    assert "python manage.py migrate shop 0003_order_orderline --fake" in safemigrate.stdout
+    assert "python manage.py safemigrate shop 0003_order_orderline --fake" in safemigrate.stdout
 
     (session,) = sessions(RUNBOOK)
     empty_shop.follows(session)
