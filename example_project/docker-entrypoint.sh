@@ -3,6 +3,9 @@
 set -eu
 
 python "$(dirname -- "$0")/manage.py" safemigrate --noinput \
-    --wait-for-database "${SAFEMIGRATE_WAIT_FOR_DATABASE:-60}"
+    --wait-for-database "${SAFEMIGRATE_WAIT_FOR_DATABASE:-60}" &
+trap 'kill "$!"; wait "$!"' TERM INT # a shell passes no signal on by itself
+wait "$!"
+trap - TERM INT
 
 exec "$@"

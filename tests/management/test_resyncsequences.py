@@ -139,7 +139,7 @@ def test_json(tables: None) -> None:
 
 @pytest.mark.parametrize("headroom", [-1, None, "few"])
 def test_headroom_from_code_is_validated(tables: None, headroom: Any) -> None:
-    with pytest.raises(CommandError, match="^headroom: "):
+    with pytest.raises(CommandError, match=r"^headroom: "):
         call_command("resyncsequences", headroom=headroom)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,17 @@ def test_waits_for_a_database_that_comes_later(no_database: str) -> None:
     status, output, _ = finish(process)
     assert status == 0
     assert output.endswith("served\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_passes_a_signal_on(no_database: str, number: signal.Signals) -> None:
+    process = start(no_database, "echo", "served", wait=LONG)
+    assert is_waiting(process)
+    process.send_signal(number)
+    status, output, error = finish(process)
+    assert status == 128 + signal.SIGTERM
+    assert "served" not in output
+    assert "Ended by SIGTERM" in error
 
 
 def test_waits_for_a_server_that_comes_later(empty_database: str, tmp_path: Path) -> None:
