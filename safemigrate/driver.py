@@ -7,7 +7,6 @@ see the statements that ``migrate`` would have sent, and no others.
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -113,18 +112,6 @@ def is_closed(connection: BaseDatabaseWrapper) -> bool:
 def is_idle(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether a statement could be sent outside of any transaction."""
     return not is_closed(connection) and transaction_status(connection) == IDLE
-
-
-def has_arrived(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the server has said anything since its last answer, or the connection is gone.
-
-    It sends nothing.
-    """
-    if is_closed(connection):
-        return True
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.connection.fileno(), selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def checking_lock(
     It does no harm if the lock was lost and taken again, unless another run has dealt with one of
     the migrations in the meantime.
     """
-    was_lost = False
+    was_lost = is_fresh = False
 
     def check(step: Step) -> None:
         nonlocal was_lost
@@ -44,10 +44,14 @@ def checking_lock(
                 raise LockLostError(connection.alias, why)
 
     def around(step: Step) -> ProjectState:
-        check(step)
+        nonlocal is_fresh
+        if was_lost or not is_fresh:
+            check(step)
         state = step.run()
         if step.editor.atomic_migration:
             check(step)
+        # It was a moment ago then, unless there are indexes and constraints to come.
+        is_fresh = step.editor.atomic_migration and not step.editor.deferred_sql
         return state
 
     with around_migrations(connection, around):

@@ -190,7 +190,7 @@ def test_one_project_waits_for_itself_whatever_its_search_path(options: dict[str
             assert "LockTimeoutError" in process.communicate(timeout=LONG)[1]
 
 
-def test_without_a_pooler_nothing_is_asked_of_either_session(
+def test_without_a_pooler_nothing_is_asked_of_the_migrating_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sent: list[str] = []
@@ -202,8 +202,9 @@ def test_without_a_pooler_nothing_is_asked_of_either_session(
 
     monkeypatch.setattr(driver.Cursor, "execute", record)
     with migration_lock(connection, patience=0, tell=quiet) as held:
-        assert held.check()
         assert sent == []
+        assert held.check()
+        assert sent == ["SELECT 1"]  # on the lock's own connection
 
 
 # --- Holders that die
@@ -266,18 +267,19 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
     assert held.lost
 
 
-def test_a_lock_whose_backend_does_not_answer_is_lost_in_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_lock_whose_backend_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
     with moved_to_a_server_of_its_own():
-        with migration_lock(connection, patience=0, tell=quiet) as held:
-            [(pid, _)] = holders()
-            os.kill(pid, signal.SIGSTOP)
-            assert held.check()  # nobody else can have it
-        os.kill(pid, signal.SIGCONT)
-        assert held.lost
-        eventually(is_free)
+        for is_checked in (True, False):
+            with migration_lock(connection, patience=0, tell=quiet) as held:
+                [(pid, _)] = holders()
+                os.kill(pid, signal.SIGSTOP)
+                if is_checked:
+                    with pytest.raises(LockLostError, match="is held by"):
+                        held.check()
+            os.kill(pid, signal.SIGCONT)
+            assert held.lost is not is_checked  # of the one it has been told
+            eventually(is_free)
 
 
 def test_a_lost_lock_is_taken_again() -> None:
