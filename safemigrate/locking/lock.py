@@ -164,6 +164,17 @@ SELECT EXISTS (
         WHERE lock.pid = %s AND lock.locktype = 'virtualxid') AS is_busy
 """
 
+# The migrating transaction may hold the table's lock itself.
+IS_RECORDED = """
+SELECT pg_catalog.set_config('lock_timeout', '1s', true) AS patience,
+       pg_catalog.set_config('search_path', pg_catalog.quote_ident(
+           pg_catalog.current_setting('safemigrate.schema')), true) AS path;
+SELECT EXISTS (
+       SELECT FROM django_migrations AS record
+        WHERE record.app::pg_catalog.text OPERATOR(pg_catalog.=) %s
+          AND record.name::pg_catalog.text OPERATOR(pg_catalog.=) %s) AS is_recorded
+"""
+
 LOCAL_SETTINGS = {
     "search_path": "pg_catalog, pg_temp",
     "statement_timeout": "0",
@@ -356,6 +367,20 @@ class MigrationLock:
             self._take_again(error)
             return False
         return True
+
+    def is_recorded(self, app: str, name: str) -> bool | None:
+        """Return whether the last committed state has a migration applied; None if unknown.
+
+        Asked on the lock's connection: the migration may have changed the role, the search path or
+        the snapshot of its own.
+        """
+        with (
+            suppress(Error),
+            driver.deadline(self.twin, LONGEST_ANSWER),
+            driver.savepoint(self.twin) as ours,
+        ):
+            return bool(ours.last_row(IS_RECORDED, [app, name]).is_recorded)
+        return None
 
     def _send(self, sql: str) -> None:
         with driver.deadline(self.twin, LONGEST_ANSWER), driver.cursor(self.twin) as ours:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from django.db.migrations.recorder import MigrationRecorder
-
 from safemigrate.locking.lock import LockLostError
 from safemigrate.locking.migrations import around_migrations
 
@@ -37,9 +35,8 @@ def checking_lock(
             was_lost = True
             tell("The migration lock was lost and taken again.")
         if was_lost:
-            name = (step.migration.app_label, step.migration.name)
-            is_recorded = name in MigrationRecorder(connection).applied_migrations()
-            if is_recorded is not step.is_backwards:
+            is_recorded = lock.is_recorded(step.migration.app_label, step.migration.name)
+            if is_recorded is (not step.is_backwards):
                 why = f"and another run has dealt with {step.migration}"
                 raise LockLostError(connection.alias, why)
 

@@ -240,6 +240,36 @@ def test_a_lock_lost_in_a_migration_is_taken_again_before_that_ends(project: Pro
     assert "lost and taken again" in printed
 
 
+@pytest.mark.parametrize(
+    "setting", ["SET LOCAL search_path = pg_catalog", "LOCK TABLE django_migrations"]
+)
+def test_what_a_migration_does_to_its_transaction_is_not_taken_for_another_run(
+    project: Project, setting: str
+) -> None:
+    def lose(apps: Any, editor: Any) -> None:
+        terminate(LOCK_SESSIONS)
+        execute(setting)
+
+    project.migration(run_python(lambda apps, editor: None, reverse_code=lose))
+    project.migrate("app")
+    printed = project.migrate("app", "zero", command="safemigrate")
+    assert "lost and taken again" in printed
+    assert not rows("SELECT FROM django_migrations WHERE app = 'app'")
+
+
+def test_another_run_is_seen_from_a_snapshot_that_is_older(project: Project) -> None:
+    def overtake(apps: Any, editor: Any) -> None:
+        execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        terminate(LOCK_SESSIONS)
+        elsewhere(
+            "INSERT INTO django_migrations (app, name, applied) VALUES ('app', '0001_step', now())"
+        )
+
+    project.migration(run_python(overtake))
+    with pytest.raises(CommandError, match="another run has dealt with app"):
+        project.migrate("app", command="safemigrate")
+
+
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])
 def test_a_lock_that_is_lost_is_logged(
     project: Project, options: dict[str, Any], caplog: pytest.LogCaptureFixture
