@@ -1,7 +1,7 @@
 """
 What safemigrate costs, side by side with migrate, in one run, alternating.
 
-    python benchmarks/speed.py [--pairs 15] [--only abcdef]
+    python benchmarks/speed.py [--pairs 15] [--only abcdefg]
 
 (a) an empty database and (b) nothing to do, each as a whole process of the example project; (c) a
 data migration of 20,000 single-row create() calls and one of 5,000 many-to-many add() calls; (d)
@@ -9,7 +9,7 @@ one heal, with the sequence behind by 1 and by 1,000,000; (e) 50 tables behind i
 against a script that catches the error, resyncs and runs migrate again; (f) data migrations that
 are hard on whoever reads statements: 1,000 caught IntegrityErrors, 3,000 create() with a function
 in the INSERT, bulk_create() of 10,000 rows with 20 columns, 50,000 INSERT statements in one text,
-and one literal of 10 MB. Prints medians with their quartiles, the median of the pairs' ratios, the
+and one literal of 10 MB; (g) keys that are given and drawn in turn in one table. Prints medians with their quartiles, the median of the pairs' ratios, the
 statements sent, and for data migrations the peak memory of a process. The server is
 DATABASE_URL's, or the embedded one.
 """
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 NAME = f"speed_{os.getpid()}"
 EMPTY, FULL = f"{NAME}_empty", f"{NAME}_full"
 ROWS, ADDS, TABLES = 20_000, 5_000, 50
+TURNS = 200
 CAUGHT, FUNCTIONS, BULK, COLUMNS, STATEMENTS, LITERAL = 1_000, 3_000, 10_000, 20, 50_000, 10 << 20
 
 
@@ -226,6 +227,14 @@ def bulk_create() -> None:
     )
 
 
+def give_and_draw() -> None:
+    from shop.models import Tag
+
+    for number in range(TURNS):
+        Tag.objects.create(pk=1_000_000 + number, name=f"given {number}")
+        Tag.objects.create(name=f"drawn {number}")
+
+
 @contextmanager
 def suppress_reloading() -> Iterator[None]:
     """Let a model be made anew without a warning."""
@@ -356,6 +365,10 @@ DATA_MIGRATIONS = [
 ]
 
 
+# What no migration should do often: nothing is wanted of it.
+IN_TURN = f"(g) {TURNS} keys given and drawn in turn in one transaction"
+
+
 def run(pairs: int, only: str) -> None:
     both = ("migrate", "safemigrate")
     if "a" in only:
@@ -376,13 +389,16 @@ def run(pairs: int, only: str) -> None:
         with one_more_migration():
             compare(f"(e) {TABLES} tables behind in one migration", names, many_tables, pairs, None)
 
+    if "g" in only:
+        compare(IN_TURN, both, data_migration(give_and_draw), pairs, None)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--only", default="abcdef", help="some of the letters a to f")
+    parser.add_argument("--only", default="abcdefg", help="some of the letters a to g")
     options = parser.parse_args()
     with server() as settings:
         os.environ["DATABASE_URL"] = url_of(settings)
