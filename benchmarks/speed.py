@@ -9,9 +9,9 @@ one heal, with the sequence behind by 1 and by 1,000,000; (e) 50 tables behind i
 against a script that catches the error, resyncs and runs migrate again; (f) data migrations that
 are hard on whoever reads statements: 1,000 caught IntegrityErrors, 3,000 create() with a function
 in the INSERT, bulk_create() of 10,000 rows with 20 columns, 50,000 INSERT statements in one text,
-and one literal of 10 MB; (g) keys that are given and drawn in turn in one table. Prints medians with their quartiles, the median of the pairs' ratios, the
-statements sent, and for data migrations the peak memory of a process. The server is
-DATABASE_URL's, or the embedded one.
+and one literal of 10 MB; (g) keys that are given and drawn in turn in one table. Prints medians
+with their quartiles, the median of the pairs' ratios, the statements sent, and for data migrations
+the peak memory of a process. The server is DATABASE_URL's, or the embedded one.
 """
 
 from __future__ import annotations
