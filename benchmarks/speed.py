@@ -365,7 +365,7 @@ DATA_MIGRATIONS = [
 ]
 
 
-# What no migration should do often: nothing is wanted of it.
+# No limit: a migration that does this is rare.
 IN_TURN = f"(g) {TURNS} keys given and drawn in turn in one transaction"
 
 

@@ -47,7 +47,7 @@ def checking_lock(
         state = step.run()
         if step.editor.atomic_migration:
             check(step)
-        # It was a moment ago then, unless there are indexes and constraints to come.
+        # Not where Django still has indexes and constraints to make before it commits.
         is_fresh = step.editor.atomic_migration and not step.editor.deferred_sql
         return state
 
