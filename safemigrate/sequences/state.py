@@ -32,8 +32,6 @@ WALK_WITHOUT_UPDATE = 1_000_000
 SMALL = 1024 * 1024
 # This many bytes of a table are read to see whether a number repeats.
 SAMPLE = 2 * SMALL
-# Beyond this many branches, a UNION ALL costs more to plan than its parts do.
-AT_A_GLANCE = 100
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
 
@@ -113,11 +111,6 @@ STATE = """
                      {sign} * (k.largest - s.next_value) + {headroom}, {stride})
         END AS target) AS t
 """
-# The same, only as far as telling which are in sync.
-GLIMPSE = """
-    SELECT {oid} AS oid, {largest}::pg_catalog.numeric AS largest, v.last_value, v.is_called
-    FROM {sequence} AS v"""
-GLIMPSE_OF_KEY = "(SELECT pg_catalog.{aggregate}({column}) FROM ONLY {table})"
 KEY = """(
         SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
         FROM {only} {table}
@@ -149,15 +142,14 @@ NEXT_VALUE_WITHOUT_SELECT = """
 
 
 def check(cursor: Cursor, sequences: Rows[Sequence], terms: Terms = USUAL) -> list[Finding]:
-    """Read, without writing and in few statements, whether ``sequences`` are behind."""
+    """Read, without writing and in one statement, whether ``sequences`` are behind."""
     sequences = [each.forced() if terms.force else each for each in sequences]
-    visible = [each for each in sequences if _is_visible(each)]
-    found = _glance(cursor, [each for each in visible if _is_plain(each)], terms)
-    if doubtful := [each for each in visible if each.oid not in found]:
-        by_oid = {each.oid: each for each in doubtful}
-        query = " UNION ALL ".join(f"({state_query(each, terms)})" for each in doubtful)
+    visible = {each.oid: each for each in sequences if _is_visible(each)}
+    found = {}
+    if visible:
+        query = " UNION ALL ".join(f"({state_query(each, terms)})" for each in visible.values())
         for row in cursor.rows(query):
-            found[row.oid] = _judged(cursor, finding_of(by_oid[row.oid], row, terms), terms)
+            found[row.oid] = _judged(cursor, finding_of(visible[row.oid], row, terms), terms)
     return [found.get(each.oid) or Finding(each, obstacle=each.obstacle) for each in sequences]
 
 
@@ -188,47 +180,6 @@ def _restarted(key: Key) -> Obstacle:
     )
 
 
-def _glance(cursor: Cursor, sequences: Rows[Sequence], terms: Terms) -> dict[int, Finding]:
-    """Find those that are clearly in sync, for a tenth of what the exact state costs."""
-    found = {}
-    for start in range(0, len(sequences), AT_A_GLANCE):
-        glanced = sequences[start : start + AT_A_GLANCE]
-        by_oid = {each.oid: each for each in glanced}
-        for row in cursor.rows(" UNION ALL ".join(map(_glimpse, glanced))):
-            sequence = by_oid[row.oid]
-            next_value = row.last_value + (sequence.increment if row.is_called else 0)
-            sign = sequence.sign
-            if row.largest is None:
-                found[row.oid] = Finding(sequence, next_value)
-            # Of a numeric key NaN and infinity are left to the exact state.
-            elif row.largest.is_finite() and sign * (row.largest - next_value) + terms.headroom < 0:
-                is_within = sequence.lowest <= row.largest <= sequence.highest
-                found[row.oid] = Finding(
-                    sequence, next_value, int(row.largest) if is_within else None
-                )
-    return found
-
-
-def _glimpse(sequence: Sequence) -> str:
-    # Of the keys out of bounds those ahead raise a doubt, and those behind hide none within.
-    keys = [
-        GLIMPSE_OF_KEY.format(
-            aggregate=sequence.aggregate, column=key.quoted_column, table=key.quoted_table
-        )
-        for key in sequence.keys
-    ]
-    return GLIMPSE.format(
-        oid=sequence.oid, largest=_farthest(sequence, keys), sequence=sequence.quoted
-    )
-
-
-def _is_plain(sequence: Sequence) -> bool:
-    # A partitioned table takes as long to plan for a glance as for the exact state.
-    return sequence.is_readable and all(
-        key.is_indexed and not key.is_partitioned and not key.cast for key in sequence.keys
-    )
-
-
 def _is_visible(sequence: Sequence) -> bool:
     return sequence.obstacle is None or sequence.obstacle.hinders is Hinders.MOVING
 
@@ -247,7 +198,7 @@ def state_query(sequence: Sequence, terms: Terms, turn: str = "") -> str:
         reach="'Infinity'::pg_catalog.float8" if sequence.is_settable else WALK_WITHOUT_UPDATE,
         weight=f"GREATEST(0, {', '.join(map(_weight, unindexed))})" if unindexed else 0,
         small=SMALL,
-        largest=_farthest(sequence, [_extreme(key, sequence, terms) for key in sequence.keys]),
+        largest=_farthest(sequence, terms),
         next_value=next_value.format(
             increment=sequence.increment, sequence=sequence.quoted, oid=sequence.oid
         ),
@@ -255,10 +206,11 @@ def state_query(sequence: Sequence, terms: Terms, turn: str = "") -> str:
     )
 
 
-def _farthest(sequence: Sequence, keys: Rows[str]) -> str:
-    if len(keys) == 1:
-        return keys[0]
-    return f"{'GREATEST' if sequence.increment > 0 else 'LEAST'}({', '.join(keys)})"
+def _farthest(sequence: Sequence, terms: Terms) -> str:
+    extremes = [_extreme(key, sequence, terms) for key in sequence.keys]
+    if len(extremes) == 1:
+        return extremes[0]
+    return f"{'GREATEST' if sequence.increment > 0 else 'LEAST'}({', '.join(extremes)})"
 
 
 def _extreme(key: Key, sequence: Sequence, terms: Terms) -> str:
