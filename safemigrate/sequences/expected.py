@@ -203,13 +203,13 @@ CANNOT_RECORD = f"""
 def losses(
     connection: BaseDatabaseWrapper,
     needs: list[Need],
-    schemas: Iterable[str],
+    schemas: Iterable[str] | None,
     *,
     force: bool = False,
 ) -> list[Loss]:
     """Compare what models need with the catalogue, wherever ``schemas`` have the tables.
 
-    With ``force`` a key that only a trigger could fill is lost as well.
+    None stands for all of them. With ``force`` a key that only a trigger could fill is lost, too.
     """
     parameters = parameters_of(needs, schemas)
     with checking(connection) as cursor:

@@ -162,7 +162,8 @@ SELECT l.sequence, l.relation, l.attribute, l.is_bare
 FROM (
     SELECT f.*, s.schema AS sequence_schema, s.name AS sequence_name,
            pg_catalog.bool_or(
-               (c.schema = ANY (%(schemas)s::pg_catalog.text[])
+               (%(schemas)s::pg_catalog.text[] IS NULL
+                OR c.schema = ANY (%(schemas)s::pg_catalog.text[])
                 OR f.relation = ANY (%(tables)s::pg_catalog.oid[]))
                AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)
            ) OVER (PARTITION BY f.sequence) AS is_wanted
@@ -240,10 +241,11 @@ ORDER BY f.sequence, f.relation, f.attribute
 
 
 def list_feeds(
-    cursor: Cursor, *, schemas: Iterable[str] = (), tables: Iterable[int] = ()
+    cursor: Cursor, *, schemas: Iterable[str] | None = (), tables: Iterable[int] = ()
 ) -> list[list[Feed]]:
-    """List the feeds of every sequence that feeds tables, given by schema or by oid."""
-    return _by_sequence(cursor.rows(LISTING, {"schemas": list(schemas), "tables": list(tables)}))
+    """List the feeds of every sequence that feeds tables, given by schema (None: any) or by oid."""
+    names = None if schemas is None else list(schemas)
+    return _by_sequence(cursor.rows(LISTING, {"schemas": names, "tables": list(tables)}))
 
 
 def feeds_of_table(cursor: Cursor, oid: int) -> tuple[list[list[Feed]], dict[Place, bool]]:

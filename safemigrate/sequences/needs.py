@@ -66,8 +66,10 @@ wanted AS MATERIALIZED (
       ON c.relname = w.table_name::pg_catalog.name AND c.relkind IN ('r', 'p')
     JOIN pg_catalog.pg_namespace AS n
       ON n.oid = c.relnamespace
-     AND CASE WHEN w.schema IS NULL THEN n.nspname = ANY (%(schemas)s::pg_catalog.name[])
-              ELSE n.nspname = w.schema END
+     AND CASE WHEN w.schema IS NOT NULL THEN n.nspname = w.schema
+              WHEN %(schemas)s::pg_catalog.name[] IS NULL
+              THEN NOT pg_catalog.pg_is_other_temp_schema(n.oid)
+              ELSE n.nspname = ANY (%(schemas)s::pg_catalog.name[]) END
     JOIN pg_catalog.pg_attribute AS a
       ON a.attrelid = c.oid AND a.attname = w.column_name::pg_catalog.name AND NOT a.attisdropped
 )"""
@@ -111,12 +113,12 @@ def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
             yield Need(schema[0] if schema else None, table, field.column, is_auto)
 
 
-def parameters_of(needs: list[Need], schemas: Iterable[str]) -> dict[str, Any]:
+def parameters_of(needs: list[Need], schemas: Iterable[str] | None) -> dict[str, Any]:
     """Return the parameters of :data:`WANTED`."""
     return {
         "own_schemas": [need.schema for need in needs],
         "tables": [need.table for need in needs],
         "columns": [need.column for need in needs],
         "autos": [need.is_auto for need in needs],
-        "schemas": list(schemas),
+        "schemas": None if schemas is None else list(schemas),
     }

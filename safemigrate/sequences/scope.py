@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.db import DataError
 
 from safemigrate import driver
 
@@ -26,15 +25,12 @@ CURRENT_SCHEMAS = """
     SELECT n::pg_catalog.text AS name
     FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS n
 """
-SCHEMAS = """
-    SELECT {what}
-    FROM pg_catalog.pg_namespace AS n
-    WHERE n.nspname <> 'information_schema'
-      AND (n.nspname !~ '^pg_' OR n.oid = pg_catalog.pg_my_temp_schema())
-    ORDER BY n.nspname
+MISSING_SCHEMAS = """
+    SELECT n AS name
+    FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS n
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_namespace AS s WHERE s.nspname::pg_catalog.text = n)
 """
-NAME_OF_SCHEMA = "n.nspname::pg_catalog.text AS name"
-ONE_SCHEMA = f"SELECT {NAME_OF_SCHEMA} FROM pg_catalog.pg_namespace AS n WHERE n.oid = %s"
 PLACE = """
     SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
     FROM pg_catalog.pg_class AS c
@@ -59,34 +55,22 @@ def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
         return [row.name for row in cursor.rows(CURRENT_SCHEMAS)]
 
 
-def all_schemas(connection: BaseDatabaseWrapper) -> list[str]:
-    """List every schema but the system's and other sessions' temporary ones.
-
-    One whose name the session's encoding cannot express is left out.
-    """
-    return [name for name in schemas_with_names(connection) if name is not None]
-
-
-def schemas_with_names(connection: BaseDatabaseWrapper) -> list[str | None]:
-    """List the schemas of :func:`all_schemas`; None stands for one that is left out there."""
-    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
-        return [row.name for row in cursor.rows(SCHEMAS.format(what=NAME_OF_SCHEMA))]
+def missing_schemas(connection: BaseDatabaseWrapper, names: list[str]) -> list[str]:
+    """List those of the names that no schema has."""
     with checking(connection) as cursor:
-        oids = [row.oid for row in cursor.rows(SCHEMAS.format(what="n.oid"))]
-    return [_name_of_schema(connection, oid) for oid in oids]
-
-
-def _name_of_schema(connection: BaseDatabaseWrapper, oid: int) -> str | None:
-    with suppress(DataError, UnicodeDecodeError), checking(connection) as cursor:
-        row = cursor.row(ONE_SCHEMA, [oid])
-        return str(row.name) if row else None
-    return None
+        return [row.name for row in cursor.rows(MISSING_SCHEMAS, [names])]
 
 
 def feeds_in(
-    connection: BaseDatabaseWrapper, schemas: Iterable[str] = (), *, tables: Iterable[int] = ()
+    connection: BaseDatabaseWrapper,
+    schemas: Iterable[str] | None = (),
+    *,
+    tables: Iterable[int] = (),
 ) -> list[list[Feed]]:
-    """List all feeds of the sequences that feed a table of ``schemas``, or one of ``tables``."""
+    """List all feeds of the sequences that feed a table of ``schemas``, or one of ``tables``.
+
+    None stands for all schemas but other sessions' temporary ones.
+    """
     with checking(connection) as cursor:
         return list_feeds(cursor, schemas=schemas, tables=tables)
 

@@ -12,7 +12,7 @@ from .catalogue import code_of_others, nameless, sequences_of
 from .feeds import LISTING, Feed, list_feeds
 from .finding import Finding
 from .resync import move_past
-from .scope import all_schemas, feeds_in
+from .scope import feeds_in
 from .sequence import Hinders, Sequence
 from .state import LOCK_NOT_AVAILABLE, USUAL, Terms, check, checking, obstacle_of
 
@@ -30,7 +30,7 @@ SHORT_WAIT = "50ms"
 
 LISTING_OF_SETTING = LISTING % {
     "tables": "'{}'",
-    "schemas": "pg_catalog.current_setting('safemigrate.schemas')",
+    "schemas": "NULLIF(pg_catalog.current_setting('safemigrate.schemas'), '')",
 }
 # One statement finds everything that is clearly in sync, at the cost of a max() by index for each.
 # Whatever cannot be read like that, or is not in sync, is left to the exact check: those sequences'
@@ -152,7 +152,7 @@ def sweep(
 
 
 def _suspects(connection: BaseDatabaseWrapper, schemas: Iterable[str] | None) -> list[list[Feed]]:
-    names = list(all_schemas(connection) if schemas is None else schemas)
+    names = None if schemas is None else list(schemas)
     try:
         with checking(connection) as cursor:
             if not cursor.row(SCHEMAS_TO_SWEEP, [names]).has_sequences:

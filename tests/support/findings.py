@@ -10,7 +10,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from safemigrate import Note, healing
-from safemigrate.sequences.scope import all_schemas, feeds_in
+from safemigrate.sequences.scope import feeds_in
 from safemigrate.sequences.state import Terms
 from safemigrate.sequences.sweep import survey
 from tests.support.databases import execute
@@ -27,7 +27,7 @@ POOR = f"poor_{os.getpid()}"
 
 
 def found(*, move: bool = False, terms: Terms | None = None) -> list[Finding]:
-    feeds = feeds_in(connection, all_schemas(connection))
+    feeds = feeds_in(connection, None)
     return list(survey(connection, feeds, terms or Terms(), move=move))
 
 

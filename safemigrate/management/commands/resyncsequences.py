@@ -29,8 +29,8 @@ from safemigrate.sequences.scope import (
     current_schemas,
     feeds_in,
     feeds_of,
+    missing_schemas,
     place_of,
-    schemas_with_names,
     tables_of_app,
 )
 from safemigrate.sequences.state import Terms
@@ -130,7 +130,6 @@ class Command(BaseCommand):
         self.labels = app_labels or options["app_label"]
         self.tally = Tally(_whole_number(options["headroom"]))
         self.progress: Progress | None = None
-        self.has_left_out = False
         self.format = self._format()
         with self._concluding():
             self._check_labels()
@@ -161,7 +160,7 @@ class Command(BaseCommand):
         may_stay_behind = self.options["dry_run"] and not self.options["check"]
         if (counts["behind"] or self.tally.lost) and not may_stay_behind:
             return BEHIND
-        return UNKNOWN if counts["unknown"] or self.has_left_out else 0
+        return UNKNOWN if counts["unknown"] else 0
 
     # What to check.
 
@@ -210,8 +209,8 @@ class Command(BaseCommand):
             found = [loss for loss in found if (loss.schema, loss.table) in places]
         else:
             found = losses_of(connection, needs, self.schemas, force=force)
-            if self.options["schemas"]:  # a model may name another one itself
-                found = [loss for loss in found if loss.schema in self.schemas]
+            if named := self.options["schemas"]:  # a model may name another one itself
+                found = [loss for loss in found if loss.schema in named]
         return found
 
     def _tables_of_apps(self, connection: BaseDatabaseWrapper) -> list[int]:
@@ -223,28 +222,23 @@ class Command(BaseCommand):
             found += tables
         return found
 
-    def _schemas(self, connection: BaseDatabaseWrapper) -> list[str]:
-        schemas: list[str] = self.options["schemas"] or []
-        if not (schemas or self.options["all_schemas"]):
-            current = current_schemas(connection)
-            if current or self.labels or self.options["tables"]:
-                return current
-            raise CommandError(
-                "No schema is current (search_path). Give --schema or --all-schemas.",
-                returncode=WRONG,
-            )
-        names = schemas_with_names(connection)
-        there = [name for name in names if name is not None]
-        if unknown := [name for name in schemas if name not in there]:
-            raise CommandError(
-                f"There is no schema {', '.join(map(repr, unknown))}, only "
-                f"{one_line(', '.join(there))}.",
-                returncode=WRONG,
-            )
-        if not schemas and len(there) < len(names):
-            self._tell("A schema was left out: client_encoding cannot express its name.")
-            self.has_left_out = True
-        return schemas or there
+    def _schemas(self, connection: BaseDatabaseWrapper) -> list[str] | None:
+        """Return the schemas to check, or None for all of them."""
+        if self.options["all_schemas"]:
+            return None
+        if named := self.options["schemas"]:
+            if missing := missing_schemas(connection, named):
+                raise CommandError(
+                    f"There is no schema {', '.join(map(repr, missing))}.", returncode=WRONG
+                )
+            return list(named)
+        current = current_schemas(connection)
+        if current or self.labels or self.options["tables"]:
+            return current
+        raise CommandError(
+            "No schema is current (search_path). Give --schema or --all-schemas.",
+            returncode=WRONG,
+        )
 
     def _go_through(self, connection: BaseDatabaseWrapper, feeds: list[list[Feed]]) -> None:
         options = self.options
