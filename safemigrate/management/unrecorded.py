@@ -63,7 +63,8 @@ def explaining_unrecorded(
 def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
     alias, tenant = connection.alias, getattr(connection, "schema_name", None)
     where = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
-    where += f" --schema {tenant}" if tenant else ""  # the other tenants may not have it
+    # The other tenants may not have it.
+    where += f" --schema {shlex.quote(tenant)}" if tenant else ""
     return NOTE.format(
         migration=migration, app=migration.app_label, name=migration.name, where=where
     )
