@@ -312,6 +312,19 @@ def test_colors_are_those_of_migrate(shop_to_do: Project, color: bool) -> None:
     heading = color_style(force_color=True).MIGRATE_HEADING("Running migrations:")
     assert (heading in out.getvalue()) == color
     assert ("\x1b[" in out.getvalue()) == color
+    ours = "3 sequences were behind and resynced; 0 statements retried."
+    assert (color_style(force_color=True).MIGRATE_HEADING(ours) in out.getvalue()) == color
+
+
+def test_notes_on_a_terminal_have_no_color_where_none_is_wanted(
+    shop_to_do: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_behind()
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    with pytest.raises(IntegrityError):
+        call_command("safemigrate", no_heal=True, no_color=True, stdout=io.StringIO())
+    assert "safemigrate: public.django_migrations_id_seq" in err.getvalue()
+    assert "\x1b[" not in err.getvalue()
 
 
 def test_lines_are_held_back_until_the_line_has_ended() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 from django.core import management
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
-from django.core.management.color import no_style
+from django.core.management.color import color_style, no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
@@ -177,8 +177,11 @@ class Command(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         own = {name: options.pop(name, None) for name in self.added_options}
         self.verbosity = options.get("verbosity", 1)
-        if options.get("no_color"):
+        if options.get("force_color"):
+            self.style = color_style(force_color=True)
+        elif options.get("no_color"):
             self.style = no_style()
+            self.stderr.style_func = None
         if options.get("stderr"):
             self.stderr = OutputWrapper(options["stderr"])
         try:
