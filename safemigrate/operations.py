@@ -9,8 +9,8 @@ from django.db.migrations import RunSQL
 from django.db.migrations.operations.base import Operation
 
 from safemigrate.heal.resync import resync
-from safemigrate.management.formats import sql_lines
 from safemigrate.printing import printable
+from safemigrate.sequences.finding import sql_lines
 from safemigrate.sequences.scope import feeds_of
 from safemigrate.sequences.sweep import survey
 

@@ -22,6 +22,11 @@ def printable_ascii(text: str) -> str:
     return printable(text).encode("ascii", "backslashreplace").decode()
 
 
+def comment(text: str) -> str:
+    """Return ``text`` as SQL's comment of one line, whatever it holds."""
+    return f"-- {printable(text)}"
+
+
 def one_line(text: str) -> str:
     """Return a text of several lines, such as a driver's error, as a single one."""
     return printable(" ".join(text.split()))

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from safemigrate.printing import printable
-from safemigrate.sequences.sequence import Hinders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from safemigrate.sequences.finding import Finding, Status
     from safemigrate.sequences.needs import Loss
-    from safemigrate.sequences.sequence import Obstacle
 
 # From so much of a range on somebody should think of a wider one.
 NEARLY_USED_UP = 80
@@ -63,22 +61,8 @@ def is_short(finding: Finding) -> bool:
     return finding.sequence.sign * (finding.next_value - finding.largest) > 0
 
 
-def obstacles_of(finding: Finding) -> list[Obstacle]:
-    """List all that stands in the way, so that nobody clears it away one by one."""
-    first = finding.obstacle
-    if first is None:
-        return []
-    others = (each for each in finding.sequence.obstacles if each != first)
-    is_final = first.hinders is Hinders.JUDGING
-    return [first, *(each for each in others if not is_final or each.hinders is first.hinders)]
-
-
-def reasons_of(finding: Finding) -> str:
-    return "; ".join(each.reason for each in obstacles_of(finding))
-
-
 def advice_of(finding: Finding) -> list[str]:
-    advice = [each.advice for each in obstacles_of(finding) if each.advice]
+    advice = [each.advice for each in finding.obstacles if each.advice]
     if finding.repair and not any(finding.repair in each for each in advice):
         advice.append(f"{'or, ' if advice else ''}as a role that may: {finding.repair}")
     return advice

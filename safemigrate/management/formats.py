@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
-from safemigrate.printing import printable
-from safemigrate.sequences.finding import Status
+from safemigrate.printing import comment, printable
+from safemigrate.sequences.finding import Status, sql_lines
 
 from . import losses
-from .findings import obstacles_of, reasons_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from safemigrate.sequences.finding import Finding
     from safemigrate.sequences.needs import Loss
@@ -77,28 +76,6 @@ class Sql(Format):
             self.write(comment(f"Not complete: {error}"))
 
 
-def sql_lines(finding: Finding) -> Iterator[str]:
-    """Yield a comment on a sequence that is behind or could not be checked, and its statement.
-
-    The statement is a comment as well where somebody has to decide on it first.
-    """
-    if finding.status == "in sync":
-        return
-    reasons = f": {reasons_of(finding)}" if finding.obstacle else ""
-    what = "could not be checked" if finding.status == "unknown" else "is not judged"
-    about = str(finding) if finding.is_behind else f"Sequence {finding.sequence} {what}"
-    yield comment(f"{about}{reasons}")
-    yield from (comment(each.advice) for each in obstacles_of(finding) if each.advice)
-    if finding.repair:
-        is_decided = not any(each.can_force for each in obstacles_of(finding))
-        yield finding.repair if is_decided else comment(finding.repair)
-
-
-def comment(text: str) -> str:
-    """Return ``text`` as SQL's comment of one line, whatever it holds."""
-    return f"-- {printable(text)}"
-
-
 class Json(Format):
     """One document, whose keys are here to stay; see docs/reference.md."""
 
@@ -137,8 +114,8 @@ def _document(finding: Finding) -> dict[str, Any]:
         "largest_key": finding.largest,
         "new_next_value": finding.new_next_value,
         "percent_used": finding.percent_used,
-        "reason": reasons_of(finding) or None,
-        "advice": "; ".join(each.advice for each in obstacles_of(finding) if each.advice) or None,
+        "reason": finding.reasons or None,
+        "advice": "; ".join(each.advice for each in finding.obstacles if each.advice) or None,
         "sql": (finding.repair or None) if finding.is_behind else None,
     }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import Error
 
-from safemigrate.printing import one_line, printable
+from safemigrate.printing import comment, one_line, printable
 from safemigrate.sequences.expected import LOCK_TIMEOUT, restore
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def _cure(loss: Loss, to_restore: str) -> tuple[str, ...]:
 def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
     """Yield as SQL what ``--restore-defaults`` would run; as comments what it would not."""
     for loss in losses:
-        yield f"-- {printable(str(loss))}"
+        yield comment(str(loss))
         is_clean = all(statement.isprintable() for statement in loss.sql)
         if loss.is_restorable and is_asked and is_clean:
             yield from ("BEGIN;", *SETTINGS, *loss.sql, "COMMIT;")
         else:
-            yield from (f"-- {printable(statement)}" for statement in loss.sql)
+            yield from map(comment, loss.sql)
 
 
 def document(loss: Loss) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safemigrate.printing import printable
 
 from . import losses
-from .findings import advice_of, is_short, reasons_of
+from .findings import advice_of, is_short
 from .formats import Format
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Table(Format):
     def _remedies(self) -> Iterator[str]:
         told = self._left if self.verbosity > 1 else self._left[:REMEDIES]
         for finding in told:
-            yield printable(f"{finding.sequence} {self._what_of(finding)}: {reasons_of(finding)}")
+            yield printable(f"{finding.sequence} {self._what_of(finding)}: {finding.reasons}")
             yield from (printable(f"  {advice}") for advice in advice_of(finding))
         if more := len(self._left) - len(told):
             yield f"{more} more could not be checked or moved; --verbosity 2 says why."

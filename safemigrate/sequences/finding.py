@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from safemigrate.printing import sql_identifier, sql_literal
+from safemigrate.printing import comment, sql_identifier, sql_literal
 
 from .sequence import Hinders, Obstacle, Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Not judged: it can't be behind, or nobody can tell, as where numbers start over on purpose.
 # Unknown: it could not be checked.
@@ -43,6 +46,20 @@ class Finding(NamedTuple):
         if self.obstacle is None:
             return "in sync"
         return "not judged" if self.obstacle.hinders is Hinders.JUDGING else "unknown"
+
+    @property
+    def obstacles(self) -> list[Obstacle]:
+        """All that stands in the way, so that nobody clears it away one by one."""
+        first = self.obstacle
+        if first is None:
+            return []
+        others = (each for each in self.sequence.obstacles if each != first)
+        is_final = first.hinders is Hinders.JUDGING
+        return [first, *(each for each in others if not is_final or each.hinders is first.hinders)]
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(each.reason for each in self.obstacles)
 
     @property
     def new_next_value(self) -> int | None:
@@ -82,11 +99,30 @@ class Finding(NamedTuple):
         return f"{str(self.obstacle).removesuffix(';')}; or, as a role that may: {self.repair}"
 
     def __str__(self) -> str:
+        if self.status == "unknown":
+            return f"Sequence {self.sequence} could not be checked"
+        if self.status == "not judged":
+            return f"Sequence {self.sequence} is not judged"
+        where = {"in sync": "is past", "behind": "is behind", "resynced": "was behind"}[self.status]
         keys = ", ".join(map(str, self.sequence.keys))
         return (
-            f"Sequence {self.sequence} is behind {keys} (next value {self.next_value}, largest "
+            f"Sequence {self.sequence} {where} {keys} (next value {self.next_value}, largest "
             f"key {self.largest})"
         )
+
+
+def sql_lines(finding: Finding) -> Iterator[str]:
+    """Yield a comment on a sequence that is not in sync, and the statement that moves it.
+
+    The statement is a comment as well where somebody has to decide on it first.
+    """
+    if finding.status == "in sync":
+        return
+    yield comment(f"{finding}: {finding.reasons}" if finding.obstacle else str(finding))
+    yield from (comment(each.advice) for each in finding.obstacles if each.advice)
+    if finding.repair:
+        is_decided = not any(each.can_force for each in finding.obstacles)
+        yield finding.repair if is_decided else comment(finding.repair)
 
 
 def _names_to_print(sequence: Sequence) -> tuple[str, str]:
