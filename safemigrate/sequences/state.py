@@ -262,13 +262,6 @@ def _unindexed(sequence: Sequence) -> Obstacle:
     )
 
 
-def _harm(finding: Finding) -> str:
-    sequence = finding.sequence
-    left = abs(sequence.last - (finding.target or 0))
-    is_tenth = 10 * left < sequence.highest - sequence.lowest
-    return "leave less than a tenth" if is_tenth else "use up most"
-
-
 def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | None:
     sequence = finding.sequence
     if misfit == "exhausted" and terms.headroom:
@@ -289,8 +282,8 @@ def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | No
         )
     if misfit == "cramped":
         return Obstacle(
-            f"moving past the largest key, {finding.largest}, would {_harm(finding)} of the "
-            "sequence's range, and there is no way back",
+            f"moving past the largest key, {finding.largest}, would use up {finding.percent_used} % "
+            "of the sequence's range, and there is no way back",
             f"check that row; if its key is intended, {finding.repair} or resyncsequences --force",
             can_force=True,
             hinders=Hinders.MOVING,

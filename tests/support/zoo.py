@@ -564,7 +564,7 @@ LEFT_ALONE = [
         keys="(1), (2100000000)",
         before=(1, 2100000000),
         after=None,
-        reason="would leave less than a tenth",
+        reason="% of the sequence's range, and there is no way back",
     ),
     Shape(
         "large_without_index",
