@@ -15,8 +15,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safemigrate.sqltext import GAP as _GAP
-from safemigrate.sqltext import NAME, VERB, verb_of_one_statement
+from safemigrate.sqltext import GAP, NAME, VERB, verb_of_one_statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,35 +23,36 @@ if TYPE_CHECKING:
 # Texts up to this length are cached; longer ones (bulk inserts) are seldom sent twice.
 REMEMBERED_LENGTH = 20_000
 
-_TABLE = rf"(?P<table>{NAME}(?:\s*\.\s*{NAME})*)"
-_COLUMNS = r'(?:\((?P<columns>[^()"]*(?:"[^"]*"[^()"]*)*)\))?'
-_FLAGS = re.IGNORECASE
+TABLE = rf"(?P<table>{NAME}(?:\s*\.\s*{NAME})*)"
+COLUMNS = r'(?:\((?P<columns>[^()"]*(?:"[^"]*"[^()"]*)*)\))?'
 
 # A MERGE is read as an INSERT that may give any column.
 INSERT = re.compile(
-    rf"(?:insert|merge){_GAP}+into{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}+as{_GAP}+{NAME})?"
-    rf"{_GAP}*{_COLUMNS}",
-    _FLAGS,
+    rf"(?:insert|merge){GAP}+into{GAP}+(?:only{GAP}+)?{TABLE}(?:{GAP}+as{GAP}+{NAME})?"
+    rf"{GAP}*{COLUMNS}",
+    re.IGNORECASE,
 )
 UPDATE = re.compile(
-    rf"update{_GAP}+(?:only{_GAP}+)?{_TABLE}(?:{_GAP}*\*)?(?:{_GAP}+(?:as{_GAP}+)?{NAME})?"
-    rf"{_GAP}+(?=set\b)",
-    _FLAGS,
+    rf"update{GAP}+(?:only{GAP}+)?{TABLE}(?:{GAP}*\*)?(?:{GAP}+(?:as{GAP}+)?{NAME})?"
+    rf"{GAP}+(?=set\b)",
+    re.IGNORECASE,
 )
-ASSIGNMENT = re.compile(rf"(?:\bset\b|,){_GAP}*(?:({NAME})[^=,;()]*|\(([^()]*)\){_GAP}*)=", _FLAGS)
+ASSIGNMENT = re.compile(
+    rf"(?:\bset\b|,){GAP}*(?:({NAME})[^=,;()]*|\(([^()]*)\){GAP}*)=", re.IGNORECASE
+)
 ALTER = re.compile(
-    rf"alter{_GAP}+table{_GAP}+(?:if{_GAP}+exists{_GAP}+)?(?:only{_GAP}+)?{_TABLE}"
-    rf"(?:{_GAP}+rename{_GAP}+to{_GAP}+(?P<new>{NAME}))?",
-    _FLAGS,
+    rf"alter{GAP}+table{GAP}+(?:if{GAP}+exists{GAP}+)?(?:only{GAP}+)?{TABLE}"
+    rf"(?:{GAP}+rename{GAP}+to{GAP}+(?P<new>{NAME}))?",
+    re.IGNORECASE,
 )
 # What gives a column a sequence.
-FEEDING = re.compile(rf"\bnextval\b|\bas{_GAP}+identity\b", _FLAGS)
+FEEDING = re.compile(rf"\bnextval\b|\bas{GAP}+identity\b", re.IGNORECASE)
 NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
-QUERY = re.compile(r"\s*(?:select|with|values|table)\b", _FLAGS)
+QUERY = re.compile(r"\s*(?:select|with|values|table)\b", re.IGNORECASE)
 # A SELECT of a function alone, or from one: it may do anything.
-CALL = re.compile(rf"select{_GAP}+(\*{_GAP}+from{_GAP}+)?{NAME}(?:\.{NAME})*\(", _FLAGS)
-FROM = re.compile(r"\bfrom\b", _FLAGS)
+CALL = re.compile(rf"select{GAP}+(\*{GAP}+from{GAP}+)?{NAME}(?:\.{NAME})*\(", re.IGNORECASE)
+FROM = re.compile(r"\bfrom\b", re.IGNORECASE)
 
 READING = frozenset(
     """
@@ -65,16 +65,16 @@ SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 NESTING = frozenset("with explain prepare merge copy create update".split())
 # Statements that may make a column unique, or take away what has kept a sequence behind.
 ALTERING = frozenset("alter call create do drop grant".split())
-DRAWING = re.compile(r"\b(?:default|nextval|select)\b", _FLAGS)
+DRAWING = re.compile(r"\b(?:default|nextval|select)\b", re.IGNORECASE)
 CONFLICT = re.compile(
-    rf"\bon{_GAP}+conflict\b(?P<target>{_GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b))?", _FLAGS
+    rf"\bon{GAP}+conflict\b(?P<target>{GAP}*(?:\((?P<columns>[^()]*)\)|\(|on\b))?", re.IGNORECASE
 )
 # It stands after the rows, of which there may be megabytes.
 LONGEST_CONFLICT = 2_000
 # One of these may make room for the row first.
-REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", _FLAGS)
+REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", re.IGNORECASE)
 
-_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Write(NamedTuple):
@@ -261,4 +261,4 @@ def _unquoted(name: str) -> str:
     """Return a name as the server knows it; it folds ASCII letters only."""
     if name.startswith('"'):
         return name[1:-1].replace('""', '"')
-    return name.translate(_ASCII_LOWER)
+    return name.translate(ASCII_LOWER)
