@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .catalogue import sequences_of
 from .feeds import feeds_of_table
-from .resync import move_past, resync
+from .resync import move_past, resync_if_behind
 from .state import check, checking_table
 
 if TYPE_CHECKING:
@@ -90,15 +90,13 @@ def recheck(
         feeds, own = feeds_of_table(cursor, oid)
         sequences = sequences_of(cursor, feeds)
         fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
-        found = [
-            (resync(cursor, each), None) if is_unchecked else _resync_if_taken(cursor, each, own)
-            for each, columns in zip(sequences, fed, strict=True)
-            if (
-                disturbed is not None and not columns & disturbed
-                if is_unchecked
-                else not columns or not columns <= given
-            )
-        ]
+        found: list[tuple[Finding, int | None]] = []
+        for sequence, columns in zip(sequences, fed, strict=True):
+            if not is_unchecked:
+                if not columns or not columns <= given:
+                    found.append(_resync_if_taken(cursor, sequence, own))
+            elif disturbed is not None and not columns & disturbed:
+                found.append((resync_if_behind(cursor, sequence), None))
     stretches = [free for _, free in found if free is not None]
     free = min(stretches, default=None) if len(found) == len(sequences) else 0
     findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]
@@ -193,7 +191,7 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
             for each in sequences_of(cursor, feeds)
         ]
         findings = [
-            resync(cursor, each) if move else check(cursor, [each])[0]
+            resync_if_behind(cursor, each) if move else check(cursor, [each])[0]
             for each, columns in fed
             if columns - given
         ]

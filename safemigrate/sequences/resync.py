@@ -66,7 +66,7 @@ LAST_VALUE = "SELECT pg_catalog.pg_sequence_last_value({oid}) AS last_value"
 TURN = "AND (SELECT t.is_mine IS NOT DISTINCT FROM t.is_mine FROM turn AS t)"
 
 
-def resync(cursor: Cursor, sequence: Sequence) -> Finding:
+def resync_if_behind(cursor: Cursor, sequence: Sequence) -> Finding:
     """Move ``sequence`` forward, never backward, past the largest key that it feeds.
 
     A sequence that is in sync is not written to; one with an obstacle is only checked.

@@ -282,8 +282,8 @@ def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | No
         )
     if misfit == "cramped":
         return Obstacle(
-            f"moving past the largest key, {finding.largest}, would use up {finding.percent_used} % "
-            "of the sequence's range, and there is no way back",
+            f"moving past the largest key, {finding.largest}, would use up "
+            f"{finding.percent_used} % of the sequence's range, and there is no way back",
             f"check that row; if its key is intended, {finding.repair} or resyncsequences --force",
             can_force=True,
             hinders=Hinders.MOVING,

@@ -69,7 +69,7 @@ print(json.dumps([given, collisions, others]))
 # One as the command does, the other as healing does: it resyncs whatever it meets, in sync or not.
 RESYNCER = """
 from safemigrate.sequences.catalogue import sequences_of
-from safemigrate.sequences.resync import resync
+from safemigrate.sequences.resync import resync_if_behind
 from safemigrate.sequences.state import checking
 from safemigrate.sequences.scope import feeds_in
 from safemigrate.sequences.sweep import survey
@@ -79,7 +79,7 @@ def one_by_one():
         sequences = sequences_of(cursor, feeds)
     for sequence in sequences:
         with checking(connection) as cursor:
-            yield resync(cursor, sequence)
+            yield resync_if_behind(cursor, sequence)
 
 feeds = feeds_in(connection, ["public"])
 looks, moved, reasons = 0, [], []
