@@ -14,8 +14,8 @@ from django.db import connections
 from django.db.models.signals import pre_migrate
 
 from safemigrate import conf
+from safemigrate.plans import receiving, receiving_plans
 from safemigrate.report import Report
-from safemigrate.signals import receiving, receiving_plans
 
 from .wrapper import Wrapper
 

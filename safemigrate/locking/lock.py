@@ -31,9 +31,9 @@ from safemigrate.locking.holder import Holder, holder_of, name_of_run
 from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
 from safemigrate.locking.wait import Telling, dial, first_line, knock, twin, within
 from safemigrate.locking.watching import watching
+from safemigrate.plans import receiving
 from safemigrate.printing import printable_ascii
 from safemigrate.report import logger
-from safemigrate.signals import receiving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

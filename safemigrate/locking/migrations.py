@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safemigrate.signals import receiving_plans
+from safemigrate.plans import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -16,8 +16,9 @@ from django.db.backends.signals import connection_created
 from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 
 from safemigrate import driver
+from safemigrate.plans import receiving
 from safemigrate.report import Audience, logger
-from safemigrate.signals import lock_waited, receiving
+from safemigrate.signals import lock_waited
 
 from .blockers import Watcher
 from .concurrently import can_be_repeated, does_not_wait, invalid_indexes, queues_nobody

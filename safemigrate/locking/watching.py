@@ -10,7 +10,7 @@ from django.db import Error
 from django.db.backends.signals import connection_created
 
 from safemigrate import driver
-from safemigrate.signals import receiving, receiving_plans
+from safemigrate.plans import receiving, receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import CommandError
 from django.db import Error, connections
 
+from safemigrate.plans import receiving_plans
 from safemigrate.printing import command_line
 from safemigrate.sequences.expected import record_that_takes_no_row
-from safemigrate.signals import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

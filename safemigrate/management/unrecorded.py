@@ -18,7 +18,7 @@ from django.db.migrations import AddField, CreateModel
 from django.db.migrations.loader import MigrationLoader
 
 from safemigrate import driver
-from safemigrate.signals import receiving_plans
+from safemigrate.plans import receiving_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ from django.db.models.signals import pre_migrate
 
 from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.watching import watching
-from safemigrate.signals import receiving
+from safemigrate.plans import receiving
 from tests.support.databases import value
 from tests.support.locks import INTERVAL, planned, quiet, recorded, unwatched, watched
 from tests.support.runs import run

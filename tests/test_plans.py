@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.models.signals import pre_migrate
 
-from safemigrate.signals import receiving, receiving_plans
+from safemigrate.plans import receiving, receiving_plans
 
 
 def test_plans_are_told_once_and_before_the_projects_receivers() -> None:
