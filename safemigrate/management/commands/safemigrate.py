@@ -20,12 +20,12 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from safemigrate import conf
 from safemigrate.heal.block import healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
+from safemigrate.locking.checked import checking_lock
 from safemigrate.locking.lock import LockError, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.arguments import seconds, whole_number
 from safemigrate.management.jsonreport import recording
-from safemigrate.management.locked import checking_lock
 from safemigrate.management.output import Lines
 from safemigrate.management.preflight import requiring_record
 from safemigrate.management.progress import saying_if_slow

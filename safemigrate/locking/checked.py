@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from safemigrate.locking.lock import LockLostError
-from safemigrate.locking.migrations import around_migrations
+from .lock import LockLostError
+from .migrations import around_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.migrations.state import ProjectState
 
-    from safemigrate.locking.lock import MigrationLock
-    from safemigrate.locking.migrations import Step
+    from .lock import MigrationLock
+    from .migrations import Step
 
 
 @contextmanager
