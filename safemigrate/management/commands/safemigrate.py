@@ -33,7 +33,7 @@ from safemigrate.management.unrecorded import explaining_unrecorded
 from safemigrate.report import Resync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -139,6 +139,9 @@ class Command(BaseCommand):
         },
     }
 
+    # Those of ours whose names migrate does not have already, once it has made its parser.
+    added_options: Iterable[str] = own_options
+
     @cached_property
     def migrate(self) -> BaseCommand:
         """The project's own ``migrate``, whichever app it comes from."""
@@ -154,21 +157,13 @@ class Command(BaseCommand):
     def stealth_options(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self.migrate.base_stealth_options, *self.migrate.stealth_options)
 
-    @cached_property
-    def added_options(self) -> list[str]:
-        """The options of ours whose names ``migrate`` does not have already."""
-        return self._missing_in(self.migrate.create_parser("manage.py", "migrate"))
-
-    def _missing_in(self, parser: CommandParser) -> list[str]:
-        theirs = {action.dest for action in parser._actions}
-        return [name for name in self.own_options if name not in theirs]
-
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         is_typed = getattr(self, "_called_from_command_line", False)
         self.migrate._called_from_command_line = is_typed  # type: ignore[attr-defined]
         parser = self.migrate.create_parser(prog_name, subcommand, **kwargs)
         parser.description = self.help
-        self.added_options = self._missing_in(parser)  # which saves making a parser for that
+        theirs = {action.dest for action in parser._actions}
+        self.added_options = [name for name in self.own_options if name not in theirs]
         group = parser.add_argument_group("safemigrate")
         for name in self.added_options:
             group.add_argument(f"--{name.replace('_', '-')}", **self.own_options[name])
