@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Not judged: it can't be behind, or nobody can tell, as where numbers start over on purpose.
 # Unknown: it could not be checked.
 Status = Literal["in sync", "behind", "resynced", "unknown", "not judged"]
+WHERE = {"in sync": "is in sync with", "behind": "is behind", "resynced": "was behind"}
 
 
 class Finding(NamedTuple):
@@ -103,7 +104,7 @@ class Finding(NamedTuple):
             return f"Sequence {self.sequence} could not be checked"
         if self.status == "not judged":
             return f"Sequence {self.sequence} is not judged"
-        where = {"in sync": "is past", "behind": "is behind", "resynced": "was behind"}[self.status]
+        where = WHERE[self.status]
         keys = ", ".join(map(str, self.sequence.keys))
         return (
             f"Sequence {self.sequence} {where} {keys} (next value {self.next_value}, largest "
