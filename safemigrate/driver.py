@@ -6,10 +6,12 @@ see the statements that ``migrate`` would have sent, and no others.
 
 from __future__ import annotations
 
+import _thread
 import os
 import socket
 import threading
 from contextlib import contextmanager, suppress
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error, InterfaceError, OperationalError
@@ -93,6 +95,18 @@ def cursor(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     finally:
         with suppress(Exception):  # the connection may be gone, and the block has raised that
             ours.close()
+
+
+def lets_threads_run() -> bool:
+    """Tell whether other threads run while the driver waits for the server.
+
+    gevent makes them greenlets of a single one: then psycopg2 has to be told how to wait.
+    """
+    if is_psycopg3 or isinstance(_thread.start_new_thread, BuiltinFunctionType):
+        return True
+    from psycopg2.extensions import get_wait_callback  # noqa: PLC0415 - installed or not
+
+    return get_wait_callback() is not None
 
 
 def transaction_status(connection: BaseDatabaseWrapper) -> int:

@@ -38,11 +38,13 @@ class Terminated(KeyboardInterrupt):
 def ending_on_signals() -> Iterator[None]:
     """Raise Terminated on SIGTERM, and let neither it nor Ctrl-C wait for a statement to end.
 
-    Only in the main thread, and only if the process has no handler of its own.
+    Only in the main thread, only if the process has no handler of its own, and only where one would
+    run before the statement has ended.
     """
     is_ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and driver.lets_threads_run()
     )
     if not is_ours:
         yield
@@ -154,14 +156,18 @@ class _Canceller:
         self.ours.close()
 
     def _wait(self) -> None:
-        while heard := self.ours.recv(1):
-            if self.before != -1:  # somebody else's, such as an event loop
-                with suppress(OSError):
-                    os.write(self.before, heard)
-            if heard[0] in HANDLERS and signal.getsignal(heard[0]) is HANDLERS[heard[0]]:
-                if heard[0] == signal.SIGTERM:
-                    threading.Thread(target=_end_in_time, daemon=True).start()
-                self._cancel()
+        with suppress(OSError):  # of gevent's sockets at the shutdown
+            while heard := self.ours.recv(1):
+                self._hear(heard)
+
+    def _hear(self, heard: bytes) -> None:
+        if self.before != -1:  # somebody else's, such as an event loop
+            with suppress(OSError):
+                os.write(self.before, heard)
+        if heard[0] in HANDLERS and signal.getsignal(heard[0]) is HANDLERS[heard[0]]:
+            if heard[0] == signal.SIGTERM:
+                threading.Thread(target=_end_in_time, daemon=True).start()
+            self._cancel()
 
     def _cancel(self) -> None:
         """Cancel the statements that are running, or that start within a moment."""

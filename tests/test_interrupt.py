@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import connection, connections
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from safemigrate.interrupt import Terminated, ending_on_signals
 from tests.support.databases import binding, execute, rows, value
@@ -25,7 +26,7 @@ from tests.support.runs import LONG, ROOT, eventually
 from tests.support.sites import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -58,7 +59,9 @@ def can_be_pid_1() -> bool:
 
 
 @contextmanager
-def dawdling(folder: Path, where: str, *before: str) -> Iterator[subprocess.Popen[str]]:
+def dawdling(
+    folder: Path, where: str, *before: str, python: Sequence[str] = ("-m", "django")
+) -> Iterator[subprocess.Popen[str]]:
     """Start a run, and wait until its migration is under way."""
     site = Site(folder)
     site.write(
@@ -67,7 +70,7 @@ def dawdling(folder: Path, where: str, *before: str) -> Iterator[subprocess.Pope
     )
     database = json.dumps(connection.settings_dict, default=str)
     with subprocess.Popen(
-        [*before, sys.executable, "-m", "django", "safemigrate", "slow"],
+        [*before, sys.executable, *python, "safemigrate", "slow"],
         cwd=folder,
         env={
             **os.environ,
@@ -128,6 +131,52 @@ def test_ctrl_c_cancels_what_runs(tmp_path: Path, where: str) -> None:
     assert error.endswith("KeyboardInterrupt\n")
     assert "During handling" not in error
     nothing_is_left()
+
+
+PATCHED = """
+from gevent.monkey import patch_all
+patch_all()
+{waiting}
+from django.core.management import execute_from_command_line
+execute_from_command_line()
+"""
+WITH_GEVENT = """
+from gevent.socket import wait_read, wait_write
+from psycopg2 import extensions
+def wait(connection):
+    while (state := connection.poll()) != extensions.POLL_OK:
+        (wait_read if state == extensions.POLL_READ else wait_write)(connection.fileno())
+extensions.set_wait_callback(wait)
+"""
+
+
+@pytest.mark.parametrize("waiting", ["", WITH_GEVENT], ids=["alone", "with gevent"])
+def test_sigterm_ends_a_run_under_gevent(tmp_path: Path, waiting: str) -> None:
+    patched = PATCHED.format(waiting=waiting)
+    with dawdling(tmp_path, "sql", python=("-c", patched)) as process:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LONG)
+    is_cancelled = is_psycopg3 or waiting
+    assert process.returncode == (143 if is_cancelled else -signal.SIGTERM)
+    nothing_is_left()
+
+
+@pytest.mark.parametrize("waiting", ["", WITH_GEVENT], ids=["alone", "with gevent"])
+def test_a_run_under_gevent_ends_without_a_word(tmp_path: Path, waiting: str) -> None:
+    Site(tmp_path).write(settings="")
+    done = subprocess.run(
+        [sys.executable, "-c", PATCHED.format(waiting=waiting), "safemigrate", "-v0"],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PYTHONPATH": f"{tmp_path}:{ROOT}",
+            "TEST_DATABASE": json.dumps(connection.settings_dict, default=str),
+        },
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 @pytest.mark.parametrize("command", ["safemigrate", "resyncsequences"])
