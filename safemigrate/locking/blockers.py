@@ -96,7 +96,7 @@ class Watcher:
 
     def _run(self) -> None:
         before = None
-        with suppress(Error):  # nothing depends on the answers
+        with suppress(Exception):  # nothing depends on the answers
             while not self._is_over.wait(self.interval):
                 statement = self._statement
                 if statement and statement is before and not statement.blocker:

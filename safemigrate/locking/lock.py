@@ -284,9 +284,9 @@ class MigrationLock:
     def _trying_again(self) -> Iterator[None]:
         try:
             yield
-        except Error as error:
+        except Exception as error:  # a project's own pool of connections raises its own
             self.close()
-            if driver.is_of_the_connection(error):
+            if isinstance(error, Error) and driver.is_of_the_connection(error):
                 raise _TryAgainError from error
             raise LockUnavailableError(self.alias, error) from error
 

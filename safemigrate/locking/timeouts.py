@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.apps import apps
-from django.db import Error, OperationalError, connections
+from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 
@@ -215,7 +215,9 @@ class _Waits:
 
         def attempt() -> ProjectState:
             step.editor.deferred_sql[:] = deferred
-            state = step.run(step.state.clone())
+            # It sends nothing; a cache of what the transaction has read ends with it.
+            with transaction.atomic(using=self.connection.alias, savepoint=False):
+                state = step.run(step.state.clone())
             # Django sends them when it leaves the transaction, too late for a retry.
             is_deferring = bool(step.editor.deferred_sql)
             while step.editor.deferred_sql:

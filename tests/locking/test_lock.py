@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from threading import Barrier
 from threading import Lock as ThreadLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import django
 import pytest
@@ -35,6 +35,10 @@ from tests.support.locks import (
 )
 from tests.support.runs import LONG, eventually, finish, in_threads, running
 from tests.support.servers import moved_to_a_server_of_its_own, needs
+from tests.support.sites import Site
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -420,6 +424,17 @@ def test_an_index_is_built_concurrently_while_others_wait(options: dict[str, Any
 
 # --- Where there is no lock to be had
 
+POOLED = """
+from django.db.backends.postgresql.base import DatabaseWrapper as Wrapper
+lent = []
+class DatabaseWrapper(Wrapper):
+    def get_new_connection(self, parameters):
+        if lent:
+            raise RuntimeError("no connection left")
+        lent.append(super().get_new_connection(parameters))
+        return lent[0]
+"""
+
 
 def test_no_spare_connection_names_the_way_out(role: str) -> None:
     execute(f"ALTER ROLE {role} CONNECTION LIMIT 1")
@@ -450,6 +465,17 @@ def test_a_connection_that_comes_free_is_waited_for(role: str) -> None:
         assert value("SELECT current_user") == role
         assert held.taken
     assert role in raised[0]
+
+
+def test_a_pool_of_the_projects_own_raises_what_it_likes(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write(settings='DATABASES["default"]["ENGINE"] = "pooled"', pooled__base=POOLED)
+    done = site.manage("safemigrate")
+    assert done.returncode == 1
+    assert "no connection left" in done.stderr
+    assert "use --no-lock" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert site.manage("safemigrate", "--no-lock").returncode == 0
 
 
 REVOKE = "REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock(int, int) FROM PUBLIC"

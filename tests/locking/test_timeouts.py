@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection, migrations, models
+from django.db import OperationalError, connection, migrations, models, transaction
 from django.test import override_settings
 
 from safemigrate.driver import sqlstate
@@ -258,6 +258,37 @@ def test_python_finds_no_content_type_that_was_rolled_back(
         migrate(shop, retry_python=True)
     assert len(keys) > 1
     assert rows("SELECT id FROM django_content_type WHERE model = 'new'") == [(keys[-1],)]
+
+
+def test_a_cache_of_the_transaction_forgets_what_was_rolled_back(
+    shop: Project, blocker: Blocker, waits: list[LockWait], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of cachalot, which ends it with the block that it began in."""
+    caches: list[dict[str, int]] = [{}]
+    enter, leave = transaction.Atomic.__enter__, transaction.Atomic.__exit__
+
+    def begin(block: Any) -> None:
+        enter(block)
+        caches.append(dict(caches[-1]))
+
+    def end(block: Any, kind: Any, *raised: Any) -> None:
+        cache = caches.pop()
+        if kind is None:
+            caches[-1] = cache
+        leave(block, kind, *raised)
+
+    def insert_once(*_: Any) -> None:
+        if not caches[-1].setdefault("count", value("SELECT count(*) FROM first")):
+            execute("INSERT INTO first VALUES (1)")
+            caches[-1]["count"] = 1
+
+    monkeypatch.setattr(transaction.Atomic, "__enter__", begin)
+    monkeypatch.setattr(transaction.Atomic, "__exit__", end)
+    shop.migration(run_python(insert_once), sql())
+    blocker.execute(TAKE)
+    with letting_go(blocker, waits):
+        migrate(shop, retry_python=True)
+    assert rows("SELECT id FROM first") == [(1,)]
 
 
 def test_python_that_comes_later_runs_once(
