@@ -83,14 +83,13 @@ def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
     # Every process registers the checks, and few ask a database.
     from safemigrate.sequences.expected import losses  # noqa: PLC0415
     from safemigrate.sequences.needs import needs_of_apps  # noqa: PLC0415
-    from safemigrate.sequences.scope import current_schemas, feeds_in  # noqa: PLC0415
+    from safemigrate.sequences.scope import current_schemas, feeds_of  # noqa: PLC0415
     from safemigrate.sequences.sweep import survey  # noqa: PLC0415
 
     alias = connection.alias
     try:
-        schemas = current_schemas(connection)
-        findings = list(survey(connection, feeds_in(connection, schemas)))
-        lost = losses(connection, needs_of_apps(connection), schemas)
+        findings = list(survey(connection, feeds_of(connection)))
+        lost = losses(connection, needs_of_apps(connection), current_schemas(connection))
     except Error as error:
         yield checks.Warning(
             f"The database {alias!r} could not be checked: {one_line(str(error))}",

@@ -27,8 +27,8 @@ class ResyncSequences(Operation):
     """Resync what feeds some models or tables, after a migration has copied rows with their keys.
 
     ``names`` are models, of the migration's app or as ``app_label.Model``, and tables; without any
-    it is every table of the current schemas. Reversing does nothing. ``sqlmigrate`` prints what it
-    would do on the database as it is now.
+    it is every table of the current schemas, and those of models that name another schema.
+    Reversing does nothing. ``sqlmigrate`` prints what it would do on the database as it is now.
     """
 
     category = getattr(RunSQL, "category", None)  # from Django 5.1 on

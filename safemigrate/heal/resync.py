@@ -23,9 +23,9 @@ def resync(*what: type[Model] | str, using: str = DEFAULT_DB_ALIAS) -> list[Find
 
     ``what`` are model classes, which stand for their parents' tables and those of their
     many-to-many fields as well, and names of tables, exactly as they are called or as a statement
-    would write them (``public.shop_order``). Without any it is every table of the current schemas.
-    Inside a transaction it sees that transaction's rows; the sequences stay moved if it is rolled
-    back, as always. On other vendors nothing happens.
+    would write them (``public.shop_order``). Without any it is every table of the current schemas,
+    and those of models that name another schema. Inside a transaction it sees that transaction's
+    rows; the sequences stay moved if it is rolled back. On other vendors nothing happens.
 
     Returns a :class:`Finding` for each sequence, whether or not it was behind. What could not be
     checked or moved has an ``obstacle`` that says why, and a warning in the log. Raises LookupError

@@ -130,7 +130,10 @@ key AS (
                pg_catalog.bool_and(x.is_indexed) FILTER (WHERE m.is_leaf) AS is_indexed,
                pg_catalog.bool_or(b.relkind = 'f') AS has_foreign,
                pg_catalog.array_agg(m.oid) AS members,
-               pg_catalog.bool_or(m.oid IN (SELECT u.srrelid FROM subscribed AS u)) AS is_subscribed
+               pg_catalog.bool_or(m.oid IN (SELECT u.srrelid FROM subscribed AS u) OR EXISTS (
+                   -- The publisher may send a partition's rows as those of its root.
+                   SELECT FROM pg_catalog.pg_partition_ancestors(m.oid) AS r (oid)
+                   WHERE r.oid IN (SELECT u.srrelid FROM subscribed AS u))) AS is_subscribed
         FROM (
             -- pg_partition_tree() would wait for the partitions' locks.
             WITH RECURSIVE tree (oid) AS (

@@ -75,25 +75,29 @@ def feeds_in(
         return list_feeds(cursor, schemas=schemas, tables=tables)
 
 
-def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
-    """List the oids of those tables of an app's models that are there.
+def tables_of_app(connection: BaseDatabaseWrapper, label: str = "") -> list[int]:
+    """List the oids of those tables of an app's models, or of all models, that are there.
 
     Raises LookupError for a label that no installed app has.
     """
-    models = apps.get_app_config(label).get_models(include_auto_created=True)
+    registry = apps.get_app_config(label) if label else apps
+    models = registry.get_models(include_auto_created=True)
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
     with driver.aside(connection) as cursor:
         return [row.oid for row in cursor.rows(TABLES, [names])]
 
 
-def feeds_of(connection: BaseDatabaseWrapper, what: Rows[type[Model] | str]) -> list[list[Feed]]:
+def feeds_of(
+    connection: BaseDatabaseWrapper, what: Rows[type[Model] | str] = ()
+) -> list[list[Feed]]:
     """List what the sequences feed that an INSERT into models or tables draws from.
 
     A table is named exactly as it is called, or as a statement would write it. Nothing means every
-    table of the current schemas. Raises LookupError for a table that is not there.
+    table of the current schemas, and those of models that name another schema. Raises LookupError
+    for a table that is not there.
     """
     if not what:
-        return feeds_in(connection, current_schemas(connection))
+        return feeds_in(connection, current_schemas(connection), tables=tables_of_app(connection))
     found: dict[int, set[Feed]] = {}
     for name in dict.fromkeys(_names_of(connection, what)):
         with _table(connection, name) as (cursor, oid):

@@ -14,6 +14,7 @@ from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import ProgrammingError, connections, transaction
 
+import safemigrate
 from safemigrate.checks import check_databases
 from tests.support.databases import binding, execute, value
 from tests.support.runs import eventually, resyncsequences
@@ -318,6 +319,11 @@ def test_a_schema_that_a_model_names_itself_is_another(project: Project) -> None
         )
         assert not value(IS_IDENTITY, ["archive.auth_group"])
         assert "restored" in resyncsequences("--restore-defaults")
+        execute("INSERT INTO archive.auth_group (id, name) VALUES (5, 'old')")
+        assert "archive.auth_group_id_seq" in resyncsequences("--check", status=1)
+        assert "archive.auth_group_id_seq" in str(check_databases(None, databases=["default"]))
+        assert [each for each in safemigrate.resync() if each.moved_to == 5]
+        assert "1 behind" not in resyncsequences("--check", "--schema", "public")
 
 
 def test_without_autocommit(lost: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tests.support.runs import eventually
 from tests.support.servers import embedded_server, socket_or_host, tool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.databases import Databases
@@ -82,10 +84,16 @@ def subscribe(subscription: str, uri: str) -> None:
         pytest.skip("the server of DATABASE_URL runs as a user who can't reach an embedded one")
 
 
-def test_logical_replication(database: str) -> None:
+@contextmanager
+def a_publisher() -> Iterator[Any]:
     if not socket_or_host().startswith("/"):
         pytest.skip("the server of DATABASE_URL is elsewhere and can't subscribe to one here")
     with embedded_server("wal_level = logical") as publisher:
+        yield publisher
+
+
+def test_logical_replication(database: str) -> None:
+    with a_publisher() as publisher:
         publisher.psql(SHOP)
         for table in MOVED:
             publisher.psql(f"INSERT INTO {table} (note) SELECT 'old' FROM generate_series(1, 7);")
@@ -120,6 +128,33 @@ def test_logical_replication(database: str) -> None:
     resync()
     assert check(status=0) == set()
     insert_everywhere(8)
+
+
+PARTITIONED = """
+CREATE TABLE root (id int, note text) PARTITION BY LIST (note);
+CREATE TABLE leaf (id serial PRIMARY KEY, note text);
+ALTER TABLE root ATTACH PARTITION leaf FOR VALUES IN ('old');
+"""
+
+
+def test_partitions_whose_root_is_subscribed(database: str) -> None:
+    with a_publisher() as publisher:
+        publisher.psql(PARTITIONED)
+        publisher.psql("INSERT INTO root SELECT n, 'old' FROM generate_series(1, 7) AS n;")
+        publisher.psql(
+            "CREATE PUBLICATION shop FOR TABLE root WITH (publish_via_partition_root = true);"
+        )
+        execute(PARTITIONED)
+        subscription = f"shop_{database}"
+        subscribe(subscription, publisher.get_uri())
+        try:
+            eventually(partial(has_seven, "leaf"))
+            assert "is fed by an enabled subscription" in resync(status=1)
+            assert next_value("leaf_id_seq") == 1
+        finally:
+            execute(f"DROP SUBSCRIPTION {subscription}")
+    resync()
+    assert next_value("leaf_id_seq") == 8
 
 
 def test_pg_restore_of_data_only(database: str, databases: Databases, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Command(BaseCommand):
             "app_label",
             nargs="*",
             help="Only the tables of these apps. Default: every table of the current schemas, "
-            "Django's or not.",
+            "Django's or not, and those of models that name another schema.",
         )
         parser.add_argument(
             "--database",
@@ -180,7 +180,9 @@ class Command(BaseCommand):
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
                 return feeds_of(connection, tables)
-        return feeds_in(connection, self.schemas)
+        if self.options["schemas"] or self.options["all_schemas"]:
+            return feeds_in(connection, self.schemas)
+        return feeds_of(connection)
 
     def _lost(self, connection: BaseDatabaseWrapper) -> list[Loss]:
         """List what is lost; with --restore-defaults what is lost after it."""
