@@ -32,6 +32,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def first_line(error: BaseException | None) -> str:
+    """Return what fits into a notice: the drivers' connection errors have many lines."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 

@@ -15,7 +15,7 @@ from safemigrate.printing import printable_ascii
 from safemigrate.report import LockWait
 
 from .holder import head
-from .wait import dial, twin
+from .twin import dial, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,10 +29,11 @@ from tenacity import (
 from safemigrate import driver
 from safemigrate.locking.holder import Holder, holder_of, name_of_run
 from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
-from safemigrate.locking.wait import Telling, dial, first_line, knock, twin, within
+from safemigrate.locking.twin import dial, knock, twin
+from safemigrate.locking.wait import Telling, within
 from safemigrate.locking.watching import watching
 from safemigrate.plans import receiving
-from safemigrate.printing import printable_ascii
+from safemigrate.printing import first_line, printable_ascii
 from safemigrate.report import logger
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from tenacity import RetryCallState, Retrying, wait_fixed
 
 from safemigrate.locking.lock import migration_lock
-from safemigrate.locking.wait import TELL_EVERY, Telling, twin, wait_for_database, within
+from safemigrate.locking.twin import twin
+from safemigrate.locking.wait import TELL_EVERY, Telling, wait_for_database, within
 from tests.support.databases import execute, value
 from tests.support.runs import LONG, running
 

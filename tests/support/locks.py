@@ -11,7 +11,7 @@ from django.db.models.signals import pre_migrate
 
 from safemigrate.locking.lock import LockError, migration_lock
 from safemigrate.locking.timeouts import lock_timeout
-from safemigrate.locking.wait import dial, twin
+from safemigrate.locking.twin import dial, twin
 from tests.support.databases import rows, value
 from tests.support.runs import eventually, in_threads
 

@@ -24,15 +24,10 @@ from tenacity import (
 )
 
 from safemigrate.driver import deadline, is_of_the_connection, sqlstate
-from safemigrate.locking.wait import (
-    LONGEST_ATTEMPT,
-    SHORTEST_ATTEMPT,
-    Telling,
-    first_line,
-    twin,
-    within,
-)
+from safemigrate.locking.twin import LONGEST_ATTEMPT, SHORTEST_ATTEMPT, twin
+from safemigrate.locking.wait import Telling, within
 from safemigrate.management.arguments import seconds, whole_number
+from safemigrate.printing import first_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
