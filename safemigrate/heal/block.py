@@ -129,6 +129,13 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
                 yield connection
 
 
+def forget_sweeps() -> None:
+    """Have the sequences checked anew before the next statement that may insert."""
+    for connection in connections.all(initialized_only=True):
+        if wrapper := wrapper_of(connection):
+            wrapper.forget_sweep()
+
+
 def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     wrappers = connection.execute_wrappers
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)

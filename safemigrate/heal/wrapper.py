@@ -102,6 +102,10 @@ class Wrapper:
                 self._may_sweep_again |= finding.status == "unknown"
                 self._disturbed.mark(finding)
 
+    def forget_sweep(self) -> None:
+        """Have every sequence checked anew, because other runs have written meanwhile."""
+        self._swept.clear()
+
     def sweep_again(self) -> None:
         """Sweep once more, if something could not be checked."""
         if self._may_sweep_again:

@@ -42,7 +42,7 @@ def checking_lock(
 
     def around(step: Step) -> ProjectState:
         nonlocal is_fresh
-        if was_lost or not is_fresh:
+        if was_lost or not is_fresh or not step.editor.atomic_migration:
             check(step)
         state = step.run()
         if step.editor.atomic_migration:

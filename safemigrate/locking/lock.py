@@ -135,18 +135,17 @@ def migration_lock(
 
 # All of it is local to the transaction, because behind a pooler others use the session as well. If
 # the server is too old for a setting, current_setting() does not find it. The schema is found by
-# the search_path of the role and the alias, whose operators may be anybody's: hence OPERATOR().
+# the search_path of the role and the alias, by functions that leave no lock on a catalogue: what
+# rewrites one, such as VACUUM FULL in a migration, would wait for it.
 BEGIN_AND_TRY = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
 SELECT pg_catalog.set_config(own.name, own.value, true)
   FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS own (name, value);
 SELECT pg_catalog.set_config('safemigrate.schema', coalesce(
-       (SELECT space.nspname
-          FROM pg_catalog.pg_class AS class
-          JOIN pg_catalog.pg_namespace AS space
-            ON space.oid OPERATOR(pg_catalog.=) class.relnamespace
-         WHERE class.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('django_migrations')),
-       pg_catalog.current_schema(), '')::pg_catalog.text, true);
+       (pg_catalog.pg_identify_object(
+           'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid,
+           pg_catalog.to_regclass('django_migrations')::pg_catalog.oid, 0)).schema,
+       pg_catalog.quote_ident(pg_catalog.current_schema()), ''), true);
 SELECT pg_catalog.set_config(own.name, own.value, true)
   FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS own (name, value)
  WHERE pg_catalog.current_setting(own.name, true) IS NOT NULL;
@@ -165,11 +164,14 @@ SELECT EXISTS (
         WHERE lock.pid = %s AND lock.locktype = 'virtualxid') AS is_busy
 """
 
+END = "SELECT pg_catalog.pg_terminate_backend(%s)"
+
 # The migrating transaction may hold the table's lock itself.
 IS_RECORDED = """
 SELECT pg_catalog.set_config('lock_timeout', '1s', true) AS patience,
-       pg_catalog.set_config('search_path', pg_catalog.quote_ident(
-           pg_catalog.current_setting('safemigrate.schema')), true) AS path;
+       pg_catalog.set_config('search_path', COALESCE(
+           pg_catalog.quote_ident(%s), pg_catalog.current_setting('safemigrate.schema')), true
+       ) AS path;
 SELECT EXISTS (
        SELECT FROM django_migrations AS record
         WHERE record.app::pg_catalog.text OPERATOR(pg_catalog.=) %s
@@ -197,13 +199,14 @@ class _TryAgainError(Exception):
 class MigrationLock:
     """The connection that asks for the migration lock, and holds it if it has ``taken`` it.
 
-    ``lost`` is known at the end. A nested run does not take it.
+    ``lost`` is known at the end. ``has_waited`` says that others may have migrated meanwhile. A
+    nested run does not take it.
     """
 
     def __init__(self, migrating: BaseDatabaseWrapper, patience: float) -> None:
         self.migrating = migrating
         self.alias = migrating.alias
-        self.taken = self.lost = False
+        self.taken = self.lost = self.has_waited = False
         self.patience = patience
         self.end = monotonic() + patience
         self.process = os.getpid()
@@ -224,13 +227,11 @@ class MigrationLock:
     def take(self, tell: Callable[[str], None]) -> bool:
         """Return whether the lock was taken: False if this run's family holds it already."""
         was_closed = self.migrating.connection is None
-        has_waited = False
         self.migrating.ensure_connection()
         telling = Telling(tell, self._sentence)
 
         def before_sleep(state: RetryCallState) -> None:
-            nonlocal has_waited
-            has_waited = True
+            self.has_waited = True
             telling(state)
             if was_closed:  # its slot may be what the holder needs, and idling may end it
                 self.migrating.close()
@@ -238,7 +239,7 @@ class MigrationLock:
         holder: Holder | None = self._retrying(_is_rival, before_sleep)(self._attempt)
         if holder is None:
             self._prove()
-        if holder is None and has_waited:
+        if holder is None and self.has_waited:
             if self.rival:
                 self._let_finish(self.rival, telling)
             self._retrying(lambda _: False, telling)(self._reconnect)
@@ -335,12 +336,18 @@ class MigrationLock:
 
     def _prove(self) -> None:
         """Make sure that a pooler lends a second connection while the lock keeps the first."""
-        if not self.is_pooled or self.migrating.in_atomic_block:
+        connection = self.migrating
+        if not self.is_pooled or connection.in_atomic_block:
             return
         patience = min(max(self.patience, SHORTEST_ANSWER), LONGEST_ANSWER)
         try:
-            knock(twin(self.migrating), patience)
+            if connection.connection is None:
+                knock(twin(connection), patience)
+                return
+            with driver.deadline(connection, patience), driver.cursor(connection) as ours:
+                ours.execute("SELECT 1")
         except Error as error:
+            connection.close()
             raise LockUnavailableError(self.alias, error) from error
 
     # Holding it.
@@ -373,14 +380,15 @@ class MigrationLock:
         """Return whether the last committed state has a migration applied; None if unknown.
 
         Asked on the lock's connection: the migration may have changed the role, the search path or
-        the snapshot of its own.
+        the snapshot of its own. Tenants have their own records.
         """
+        tenant = getattr(self.migrating, "schema_name", None) or None
         with (
             suppress(Error),
             driver.deadline(self.twin, LONGEST_ANSWER),
             driver.savepoint(self.twin) as ours,
         ):
-            return bool(ours.last_row(IS_RECORDED, [app, name]).is_recorded)
+            return bool(ours.last_row(IS_RECORDED, [tenant, app, name]).is_recorded)
         return None
 
     def _send(self, sql: str) -> None:
@@ -390,17 +398,18 @@ class MigrationLock:
     def _take_again(self, lost: Error) -> None:
         self.close()
         self.end = monotonic()
-        retrying = Retrying(  # the server may not have noticed yet that the session is over
-            retry=retry_if_result(self._is_own),
+        retrying = Retrying(
+            retry=retry_if_result(self._is_own) | retry_if_exception_type(_TryAgainError),
             stop=stop_after_delay(SHORTEST_ANSWER),
             wait=wait_random(0.1, 0.5),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
         try:
-            holder = retrying(self._ask)
+            holder = retrying(self._ask_again)
             why = f"and is held by {holder}" if holder else ""
-        except Error as error:
-            why = f"and could not be taken again: {printable_ascii(first_line(error))}"
+        except (LockError, _TryAgainError) as error:
+            reason = printable_ascii(first_line(error.__cause__))
+            why = f"and could not be taken again: {reason}"
         self.is_given_up = bool(why)
         logger.warning(
             'The migration lock of database "%s" was lost (%s) %s',
@@ -411,6 +420,15 @@ class MigrationLock:
         )
         if why:
             raise LockLostError(self.alias, why)
+
+    def _ask_again(self) -> Holder | None:
+        """Take the lock, or return its holder; a session of our own is ended, for it is cut off."""
+        with self._trying_again():
+            holder = self._ask()
+            if holder and self._is_own(holder):
+                with driver.cursor(self.twin) as ours:
+                    ours.execute(END, [holder.pid])
+            return holder
 
     def _is_own(self, holder: Holder | None) -> bool:
         return holder is not None and holder.token == self.token

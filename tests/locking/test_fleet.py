@@ -7,11 +7,13 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
 
 from tests.support.databases import behind, elsewhere, execute, put_behind, rows, value
 from tests.support.locks import terminate
@@ -268,6 +270,70 @@ def test_another_run_is_seen_from_a_snapshot_that_is_older(project: Project) -> 
     project.migration(run_python(overtake))
     with pytest.raises(CommandError, match="another run has dealt with app"):
         project.migrate("app", command="safemigrate")
+
+
+RECORD = "INSERT INTO {}.django_migrations (app, name, applied) VALUES ('app', %s, now())"
+
+
+@pytest.mark.parametrize("is_overtaken", [True, False])
+def test_tenants_have_their_own_records(
+    project: Project, monkeypatch: pytest.MonkeyPatch, is_overtaken: bool
+) -> None:
+    def lose(apps: Any, editor: Any) -> None:
+        terminate(LOCK_SESSIONS)
+        if is_overtaken:
+            elsewhere(RECORD.format("tenant").replace("%s", "'0001_step'"))
+
+    project.migrate()
+    project.migration(run_python(lose))
+    execute(RECORD.format("public"), ["0001_step"])
+    execute("CREATE SCHEMA tenant; SET search_path = tenant")
+    monkeypatch.setattr(connections["default"], "schema_name", "tenant", raising=False)
+    if is_overtaken:
+        with pytest.raises(CommandError, match="another run has dealt with app"):
+            project.migrate("app", command="safemigrate")
+    else:
+        assert "lost and taken again" in project.migrate("app", command="safemigrate")
+
+
+def test_a_migration_applied_while_a_hook_ran_is_not_applied_again(project: Project) -> None:
+    def overtake() -> None:
+        terminate(LOCK_SESSIONS)
+        execute(RECORD.format("public"), ["0002_step"])
+
+    project.migration(run_python(lambda apps, editor: transaction.on_commit(overtake)))
+    never = run_python(lambda apps, editor: pytest.fail("it was applied"), atomic=False)
+    project.migration(never, atomic=False)
+    with pytest.raises(CommandError, match="another run has dealt with app"):
+        project.migrate("app", command="safemigrate")
+
+
+def test_rows_of_the_run_that_was_waited_for_are_in_nobodys_way(project: Project) -> None:
+    """A receiver has had the sequences checked before the wait."""
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('app.user', 'x', false)")
+
+    def copy_and_end() -> None:
+        elsewhere("INSERT INTO auth_group (id, name) VALUES (1, 'copied')")
+        holder.kill()
+
+    project.migrate()
+    project.migration(run_python(lambda *_: execute("INSERT INTO auth_group (name) VALUES ('x')")))
+    connection.close()
+    connection_created.connect(receive)
+    try:
+        with somebody_migrating() as holder:
+            connection.close()
+            timer = Timer(2.0, copy_and_end)
+            timer.start()
+            printed = project.migrate("app", command="safemigrate")
+            timer.join()
+    finally:
+        connection_created.disconnect(receive)
+    assert "Waiting up to" in printed
+    assert rows("SELECT id, name FROM auth_group ORDER BY id") == [(1, "copied"), (2, "x")]
 
 
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from threading import Barrier
+from threading import Barrier, Timer
 from threading import Lock as ThreadLock
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
 from safemigrate import driver
 from safemigrate.locking.lock import KEY, LockLostError, LockUnavailableError, migration_lock
+from safemigrate.locking.twin import dial, twin
 from tests.support.databases import execute, rows, value
 from tests.support.locks import (
     HERE,
@@ -298,6 +300,46 @@ def test_a_lost_lock_is_taken_again() -> None:
         assert not is_free()
     assert not held.lost
     assert is_free()
+
+
+def test_a_lost_lock_is_waited_for_where_connections_are_used_up(role: str) -> None:
+    execute(f"ALTER ROLE {role} CONNECTION LIMIT 2")
+    with logged_in_as(role), migration_lock(connection, patience=0, tell=quiet) as held:
+        [(pid, _)] = holders()
+        terminate(f"pid = {pid}")
+        Timer(1.0, dial(twin(connection)).close).start()
+        assert not held.check()
+        assert [each for each, _ in holders()] != [pid]
+    assert not held.lost
+
+
+def test_a_session_that_is_cut_off_does_not_keep_the_lock_from_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a load balancer that has forgotten the connection: the server hears nothing of it."""
+    monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
+    silent, end = socket.socketpair()
+    with silent, end, migration_lock(connection, patience=0, tell=quiet) as held:
+        [(pid, _)] = holders()
+        line = held.twin.connection.fileno()
+        open_still = os.dup(line)
+        os.dup2(silent.fileno(), line)
+        assert not held.check()
+        assert held.check()
+        assert [pid] != [each for each, _ in holders()]
+        assert not is_free()
+    assert not held.lost
+    os.close(open_still)
+
+
+def test_nothing_waits_for_the_session_that_holds_the_lock() -> None:
+    """VACUUM FULL in a migration takes every catalogue's lock."""
+    execute("CREATE TABLE django_migrations (app text, name text)")
+    with migration_lock(connection, patience=0, tell=quiet) as held:
+        assert held.is_recorded("app", "0001") is False
+        [(pid, _)] = holders()
+        locks = "SELECT relation::regclass FROM pg_locks WHERE pid = %s AND relation IS NOT NULL"
+        assert rows(locks, [pid]) == []
 
 
 def test_a_lost_lock_that_somebody_has_taken_ends_the_run() -> None:

@@ -40,7 +40,7 @@ listen_addr =
 listen_port = {port}
 unix_socket_dir = {folder}
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 server_login_retry = 1
 client_login_timeout = 120
 default_pool_size = {pool_size}
@@ -62,7 +62,9 @@ def bouncer() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def bouncing(pool_size: int = 2, server: str = "") -> Iterator[dict[str, Any]]:
+def bouncing(
+    pool_size: int = 2, server: str = "", mode: str = "transaction"
+) -> Iterator[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="safemigrate-"))  # a socket's path has to be short
     user = _system_user()
     (folder / "ini").write_text(
@@ -71,6 +73,7 @@ def bouncing(pool_size: int = 2, server: str = "") -> Iterator[dict[str, Any]]:
             port=PORT,
             folder=folder,
             pool_size=pool_size,
+            mode=mode,
             user=f"user = {user}" if user else "",
         )
     )
@@ -220,6 +223,13 @@ except LockUnavailableError as error:
     assert "CONNECTION LIMIT" in said
     assert "--no-lock" in said
     eventually(lambda: value(ADVISORY_LOCKS) == 0)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_a_pool_of_two_is_enough(mode: str) -> None:
+    code = "with migration_lock(connection, patience=1, tell=tell): say('taken')"
+    with bouncing(pool_size=2, mode=mode) as two, running(code, **two) as process:
+        assert finish(process) == "taken\n"
 
 
 def test_a_pool_of_one_is_told_apart_after_waiting() -> None:

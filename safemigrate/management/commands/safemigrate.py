@@ -18,7 +18,7 @@ from django.core.management.color import color_style, no_style
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from safemigrate import conf
-from safemigrate.heal.block import healing_migrate
+from safemigrate.heal.block import forget_sweeps, healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.checked import checking_lock
 from safemigrate.locking.lock import LockError, migration_lock
@@ -264,6 +264,8 @@ class Command(BaseCommand):
                     mine = stack.enter_context(
                         migration_lock(connection, patience=choices.lock_wait, tell=tell)
                     )
+                if mine.has_waited:
+                    forget_sweeps()
                 stack.enter_context(checking_lock(connection, mine, self._note))
                 yield
         except LockError as error:
