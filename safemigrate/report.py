@@ -1,10 +1,13 @@
-"""What a run did and found, as data, and who is told of it."""
+"""What a run did and found, as data, and who is told of it.
+
+The records are for projects, and no tuples: of one, "%s" % record would take the fields one by one.
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .printing import printable
 from .signals import sequence_resynced
@@ -19,7 +22,8 @@ logger = logging.getLogger("safemigrate")
 logger.addHandler(logging.NullHandler())
 
 
-class Resync(NamedTuple):
+@dataclass(frozen=True)
+class Resync:
     """A sequence that was moved past the keys it feeds.
 
     ``before`` and ``after`` are its next value before and after the resync. ``retried`` tells
@@ -42,7 +46,8 @@ class Resync(NamedTuple):
         )
 
 
-class LockWait(NamedTuple):
+@dataclass(frozen=True)
+class LockWait:
     """A statement that waits for a lock, and the session that it waits for.
 
     ``relation`` is empty where it waits for a transaction to end, ``transaction_age`` is seconds.
@@ -89,7 +94,8 @@ class LockWait(NamedTuple):
         )
 
 
-class Note(NamedTuple):
+@dataclass(frozen=True)
+class Note:
     """Something that was found and left as it is; ``text`` says what to type.
 
     If ``is_fatal``, it explains the error that the run is about to end with. If ``is_expected``,
@@ -160,7 +166,7 @@ class Audience:
             retried=is_retried,
         )
         level = min((report.log_level for report in self.reports), default=logging.INFO)
-        logger.log(level, "%s", record, extra=record._asdict())
+        logger.log(level, "%s", record, extra=vars(record))
         sequence_resynced.send_robust(Resync, using=self.using, record=record)
         self._add(record)
 

@@ -285,7 +285,7 @@ class _Waits:
     def _publish(self) -> None:
         """Hand the last wait to the log and the signal, in the thread that migrates."""
         if record := self.watcher.last:
-            logger.info("%s", record, extra=record._asdict())
+            logger.info("%s", record, extra=vars(record))
             lock_waited.send_robust(type(record), using=record.using, record=record)
 
     def _explain(self, error: BaseException, text: str) -> None:

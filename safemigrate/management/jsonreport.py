@@ -59,11 +59,11 @@ class Record:
             "database": self.database,
             "exit_status": _exit_status(error),
             "error": f"{type(error).__name__}: {one_line(str(error))}" if error else None,
-            "resynced": [each._asdict() for each in resyncs],
+            "resynced": [vars(each) for each in resyncs],
             "retried": sum(each.retried for each in resyncs),
-            "notes": [each._asdict() for each in self.report.notes],
+            "notes": [vars(each) for each in self.report.notes],
             "waited": self.waits,
-            "blocked_by": [each._asdict() for each in self.blocked_by],
+            "blocked_by": [vars(each) for each in self.blocked_by],
         }
 
 

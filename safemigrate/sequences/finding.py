@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from safemigrate.printing import comment, sql_identifier, sql_literal
 
@@ -17,7 +18,8 @@ Status = Literal["in sync", "behind", "resynced", "unknown", "not judged"]
 WHERE = {"in sync": "is in sync with", "behind": "is behind", "resynced": "was behind"}
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What a check of one sequence found, and where a resync left it.
 
     ``largest`` is the key that is farthest in the sequence's own direction (so the smallest, where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .sequence import Hinders, Obstacle
@@ -118,4 +119,4 @@ def _blocked(finding: Finding) -> Finding:
         "try again, or look for it in pg_locks",
         hinders=Hinders.MOVING,
     )
-    return finding._replace(obstacle=obstacle)
+    return replace(finding, obstacle=obstacle)

@@ -7,6 +7,7 @@ no operator, function or relation of anybody else's can stand in for the server'
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import NotSupportedError, ProgrammingError
@@ -248,7 +249,7 @@ def finding_of(sequence: Sequence, row: Any, terms: Terms, moved_to: Any = None)
         return finding
     obstacle = sequence.obstacle or _misfit(finding, row.misfit, terms)
     is_overruled = obstacle and obstacle.can_force and terms.force
-    return finding._replace(obstacle=None if is_overruled else obstacle)
+    return replace(finding, obstacle=None if is_overruled else obstacle)
 
 
 def _unindexed(sequence: Sequence) -> Obstacle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.db import Error
@@ -231,4 +232,4 @@ def _moved(
         if not _checked(connection, [feeds], terms, SHORT_WAIT):
             return []
         obstacle = obstacle_of(error)._replace(hinders=Hinders.MOVING)
-        return [finding._replace(obstacle=obstacle)]
+        return [replace(finding, obstacle=obstacle)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
+from operator import mod
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ def test_the_signal_and_the_log_carry_the_record(
         sequence_resynced.disconnect(hear)
     assert heard == [(safemigrate.Resync, "default", report.resyncs[0])]
     (record,) = [each for each in caplog.records if each.name == "safemigrate"]
-    assert report.resyncs[0]._asdict().items() <= vars(record).items()
+    assert vars(report.resyncs[0]).items() <= vars(record).items()
+    assert mod("told: %s", report.resyncs[0]) == f"told: {report.resyncs[0]}"
 
 
 def test_a_retried_statement_is_reported(groups: None) -> None:
