@@ -10,6 +10,7 @@ from django.apps import apps
 from safemigrate import driver
 
 from .feeds import Feed, feeds_of_table, list_feeds
+from .needs import needs_of_apps
 from .state import checking, checking_table
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ TABLES = """
     FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS t
     WHERE pg_catalog.to_regclass(t) IS NOT NULL
 """
+# A name that to_regclass() looks up needs USAGE on its schema.
+TABLES_BY_PLACE = """
+    SELECT c.oid
+    FROM ROWS FROM (
+        pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])
+    ) AS t (schema, name)
+    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.name
+"""
 
 
 def current_schemas(connection: BaseDatabaseWrapper) -> list[str]:
@@ -75,13 +85,12 @@ def feeds_in(
         return list_feeds(cursor, schemas=schemas, tables=tables)
 
 
-def tables_of_app(connection: BaseDatabaseWrapper, label: str = "") -> list[int]:
-    """List the oids of those tables of an app's models, or of all models, that are there.
+def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
+    """List the oids of those tables of an app's models that are there.
 
     Raises LookupError for a label that no installed app has.
     """
-    registry = apps.get_app_config(label) if label else apps
-    models = registry.get_models(include_auto_created=True)
+    models = apps.get_app_config(label).get_models(include_auto_created=True)
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
     with driver.aside(connection) as cursor:
         return [row.oid for row in cursor.rows(TABLES, [names])]
@@ -97,13 +106,23 @@ def feeds_of(
     for a table that is not there.
     """
     if not what:
-        return feeds_in(connection, current_schemas(connection), tables=tables_of_app(connection))
+        return feeds_in(connection, current_schemas(connection), tables=_elsewhere(connection))
     found: dict[int, set[Feed]] = {}
     for name in dict.fromkeys(_names_of(connection, what)):
         with _table(connection, name) as (cursor, oid):
             for group in feeds_of_table(cursor, oid)[0]:
                 found.setdefault(group[0].sequence, set()).update(group)
     return [sorted(group) for group in found.values()]
+
+
+def _elsewhere(connection: BaseDatabaseWrapper) -> list[int]:
+    """List the oids of the tables of models that name their schema themselves."""
+    needs = [need for need in needs_of_apps(connection) if need.schema]
+    if not needs:
+        return []
+    places = [need.schema for need in needs], [need.table for need in needs]
+    with checking(connection) as cursor:
+        return [row.oid for row in cursor.rows(TABLES_BY_PLACE, places)]
 
 
 def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:

@@ -326,6 +326,21 @@ def test_a_schema_that_a_model_names_itself_is_another(project: Project) -> None
         assert "1 behind" not in resyncsequences("--check", "--schema", "public")
 
 
+def test_a_schema_that_the_role_may_not_use_stops_nothing(project: Project) -> None:
+    project.migrate()
+    execute("CREATE SCHEMA archive; ALTER TABLE auth_group SET SCHEMA archive")
+    role = f"{connections['default'].settings_dict['NAME']}_reader"
+    execute(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    execute(f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {role}; SET ROLE {role}")
+    try:
+        with override_table('archive"."auth_group'):
+            said = resyncsequences("--check", status=3)
+    finally:
+        execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+    assert "7 in sync, 1 not checked" in said
+    assert f"role {role} may not read the sequence" in said
+
+
 def test_without_autocommit(lost: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits send such projects to this command, whose own SELECT begins a transaction."""
     connection = connections["default"]
