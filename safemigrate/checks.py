@@ -81,7 +81,7 @@ def check_databases(
 
 def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
     # Every process registers the checks, and few ask a database.
-    from safemigrate.sequences.expected import losses  # noqa: PLC0415
+    from safemigrate.sequences.losses import losses  # noqa: PLC0415
     from safemigrate.sequences.needs import needs_of_apps  # noqa: PLC0415
     from safemigrate.sequences.scope import current_schemas, feeds_of  # noqa: PLC0415
     from safemigrate.sequences.sweep import survey  # noqa: PLC0415

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WAITS_IN_C = not is_psycopg3
 # libpq's transaction states.
 IDLE, ACTIVE, IN_TRANSACTION, FAILED, UNKNOWN = range(5)
+# SQLSTATEs, as sqlstate() gives them.
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 # psycopg2's own status of a connection on which it has begun no transaction.
 PSYCOPG2_READY = 1
 

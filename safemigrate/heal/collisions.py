@@ -10,7 +10,7 @@ from django.db import IntegrityError, connections
 from safemigrate import driver
 from safemigrate.printing import command_line, one_line
 from safemigrate.report import chain
-from safemigrate.sequences.expected import losses
+from safemigrate.sequences.losses import losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.recheck import resync_constraint
 from safemigrate.sqltext import verb_of_one_statement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,14 +110,16 @@ class Disturbed:
     def learn(self, inserts: Iterable[Write], updates: Iterable[Write], count: int | None) -> None:
         """Remember what a statement supplied, and the ``count`` of rows it inserted, if known."""
         self.draw(inserts, count)
-        for write in (*inserts, *updates):
+        for write in chain(inserts, updates):
             columns = write.columns
-            for name in {write.name, write.table}:
-                self._give(name, columns)
+            self._give(write.name, columns)
+            self._give(write.table, columns)
             for check in self._checks[write.name].values():
                 if columns is None or columns & check.columns:
                     check.free = 0
 
     def _give(self, name: str, columns: frozenset[str] | None) -> None:
         given = self._given.get(name, frozenset())
-        self._given[name] = None if columns is None or given is None else given | columns
+        if given is None or (columns is not None and columns <= given):
+            return  # of most statements nothing is new
+        self._given[name] = None if columns is None else given | columns

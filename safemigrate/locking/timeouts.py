@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from .migrations import Step
 
-LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
 LONGEST_PAUSE, LONGEST_INTERVAL = 5.0, 0.5
 MOST_MILLISECONDS = 2**31 - 1  # the server's own limit
 
@@ -304,7 +303,7 @@ def _forget_content_types(state: ProjectState) -> None:
 
 def is_lock_failure(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and (
-        driver.sqlstate(error) in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED)
+        driver.sqlstate(error) in (driver.LOCK_NOT_AVAILABLE, driver.DEADLOCK_DETECTED)
     )
 
 

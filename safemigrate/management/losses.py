@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error
 
 from safemigrate.printing import comment, one_line, printable
-from safemigrate.sequences.expected import LOCK_TIMEOUT, restore
+from safemigrate.sequences.losses import LOCK_TIMEOUT, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -14,7 +14,7 @@ from django.db import Error, connections
 
 from safemigrate.plans import receiving_plans
 from safemigrate.printing import command_line
-from safemigrate.sequences.expected import record_that_takes_no_row
+from safemigrate.sequences.losses import record_that_takes_no_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

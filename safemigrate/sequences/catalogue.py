@@ -1,7 +1,7 @@
 """What PostgreSQL's catalogue knows of a sequence and its keys, and what stands in the way.
 
 Nothing here reads a user's table or evaluates anybody's expression. The statements expect the
-settings of :func:`safemigrate.sequences.state.checking`; identifiers are quoted by the server
+settings of :func:`safemigrate.sequences.checking.checking`; identifiers are quoted by the server
 (``format('%I')``) before they are put into a statement.
 """
 

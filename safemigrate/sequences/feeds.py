@@ -1,7 +1,7 @@
 """Which sequence feeds which columns: what an INSERT draws from that leaves a column out.
 
 Nothing here reads a user's table or evaluates anybody's expression. The statements expect the
-settings of :func:`safemigrate.sequences.state.checking`.
+settings of :func:`safemigrate.sequences.checking.checking`.
 """
 
 from __future__ import annotations

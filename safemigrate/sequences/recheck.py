@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .catalogue import sequences_of
+from .checking import checking_table
 from .feeds import feeds_of_table
 from .resync import move_past, resync_if_behind
-from .state import check, checking_table
+from .state import check
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

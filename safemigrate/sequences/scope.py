@@ -9,9 +9,9 @@ from django.apps import apps
 
 from safemigrate import driver
 
+from .checking import checking, checking_table
 from .feeds import Feed, feeds_of_table, list_feeds
 from .needs import needs_of_apps
-from .state import checking, checking_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

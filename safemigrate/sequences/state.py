@@ -1,29 +1,18 @@
 """Whether a sequence is behind the keys it feeds.
 
-Every statement here runs inside :func:`checking`, which pins ``search_path`` to ``pg_catalog``:
-no operator, function or relation of anybody else's can stand in for the server's own.
+Every statement here runs inside :func:`safemigrate.sequences.checking.checking`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import NotSupportedError, ProgrammingError
-
-from safemigrate import driver
-from safemigrate.printing import one_line
-
-from .feeds import PATH
 from .finding import Finding
 from .sequence import Hinders, Key, Obstacle, Sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from collections.abc import Sequence as Rows
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from safemigrate.driver import Cursor
 
@@ -33,46 +22,6 @@ WALK_WITHOUT_UPDATE = 1_000_000
 SMALL = 1024 * 1024
 # This many bytes of a table are read to see whether a number repeats.
 SAMPLE = 2 * SMALL
-LOCK_NOT_AVAILABLE = "55P03"
-INSUFFICIENT_PRIVILEGE = "42501"
-
-RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
-# With constraint exclusion the planner would evaluate CHECK constraints, which anybody may write.
-SETTINGS = f"""
-    SELECT pg_catalog.set_config(own.name, own.value, true)
-    FROM (VALUES ('{PATH}', pg_catalog.current_schemas(true)::pg_catalog.text),
-                 ('search_path', 'pg_catalog'),
-                 ('lock_timeout', %s::pg_catalog.text),
-                 ('row_security', 'off'),
-                 ('quote_all_identifiers', 'off'),
-                 ('constraint_exclusion', 'off'),
-                 ('exit_on_error', 'off'),
-                 ('jit', 'off')) AS own (name, value)
-    WHERE own.value IS NOT NULL
-"""
-
-
-@contextmanager
-def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = "1s") -> Iterator[Cursor]:
-    """Give a cursor with the settings for a check, which end with the block."""
-    with driver.aside(connection) as cursor:
-        cursor.execute(SETTINGS, [lock_timeout])
-        yield cursor
-
-
-@contextmanager
-def checking_table(
-    connection: BaseDatabaseWrapper, table: str
-) -> Iterator[tuple[Cursor, int | None]]:
-    """Give a cursor for checks and the oid of ``table``, looked up as a statement would."""
-    with driver.aside(connection) as cursor:
-        try:
-            oid = cursor.row(RESOLVE, [table]).oid
-        except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
-            yield cursor, None
-            return
-        cursor.execute(SETTINGS, [None])  # wait for a lock as long as the session would
-        yield cursor, oid
 
 
 class Terms(NamedTuple):
@@ -296,21 +245,3 @@ def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | No
             hinders=Hinders.MOVING,
         )
     return None
-
-
-def obstacle_of(error: Exception) -> Obstacle:
-    """Say what kept a check from being done, from the error that the server gave it."""
-    state = driver.sqlstate(error)
-    if state == LOCK_NOT_AVAILABLE:
-        reason = "the table was locked for longer than 1 s"
-        return Obstacle(reason, "try again when it is not", hinders=Hinders.CHECKING)
-    if state == INSUFFICIENT_PRIVILEGE:
-        return Obstacle(
-            f"not everything can be read ({one_line(str(error))})",
-            "run as a role that may, such as the table's owner",
-            hinders=Hinders.CHECKING,
-        )
-    return Obstacle(
-        f"the check failed ({type(error).__name__}: {one_line(str(error))})",
-        hinders=Hinders.CHECKING,
-    )

@@ -10,12 +10,13 @@ from django.db import Error
 from safemigrate import driver
 
 from .catalogue import code_of_others, nameless, sequences_of
+from .checking import checking, obstacle_of
 from .feeds import LISTING, Feed, list_feeds
 from .finding import Finding
 from .resync import move_past
 from .scope import feeds_in
 from .sequence import Hinders, Sequence
-from .state import LOCK_NOT_AVAILABLE, USUAL, Terms, check, checking, obstacle_of
+from .state import USUAL, Terms, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -210,7 +211,7 @@ def _checked(
         if len(feeds) == 1:
             sequence = sequences[0] if sequences else nameless(feeds[0][0].sequence)
             return [Finding(sequence, obstacle=obstacle_of(error))]
-        if driver.sqlstate(error) == LOCK_NOT_AVAILABLE:
+        if driver.sqlstate(error) == driver.LOCK_NOT_AVAILABLE:
             lock_timeout = SHORT_WAIT
     half = len(feeds) // 2
     return [

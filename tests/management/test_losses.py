@@ -189,7 +189,7 @@ def test_github_is_told(lost: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_that_is_locked(lost: None, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safemigrate.sequences.expected.LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("safemigrate.sequences.losses.LOCK_TIMEOUT", "50ms")
     execute("ALTER TABLE django_content_type ALTER id DROP IDENTITY")
     with binding("other", database), connections["other"].cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE auth_group IN SHARE MODE")

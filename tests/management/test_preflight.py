@@ -10,7 +10,7 @@ from django.db import connection, migrations
 from django.test.utils import CaptureQueriesContext
 
 from safemigrate.management.preflight import requiring_record
-from safemigrate.sequences.expected import CANNOT_RECORD
+from safemigrate.sequences.losses import CANNOT_RECORD
 from tests.support.databases import execute, rows, sqlite, value
 from tests.support.models import shop
 from tests.support.project import Project, contents
@@ -131,7 +131,7 @@ def test_once_for_all_apps(project: Project, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_its_own_error_is_not_the_run_s(lost: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safemigrate.sequences.expected.CANNOT_RECORD", "SELECT 1 / 0, %s, %s")
+    monkeypatch.setattr("safemigrate.sequences.losses.CANNOT_RECORD", "SELECT 1 / 0, %s, %s")
     execute("ALTER TABLE django_migrations ALTER id ADD GENERATED ALWAYS AS IDENTITY (START 99)")
     lost.migrate(command="safemigrate")
 

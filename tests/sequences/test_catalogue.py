@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safemigrate.sequences.catalogue import sequences_of
+from safemigrate.sequences.checking import checking
 from safemigrate.sequences.scope import feeds_in
-from safemigrate.sequences.state import checking
 from tests.support.databases import execute, locked
 from tests.support.findings import found
 

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connection, models
 from django.test.utils import isolate_apps
 
-from safemigrate.sequences.expected import losses, restore
+from safemigrate.sequences.losses import losses, restore
 from safemigrate.sequences.needs import Need, needs_of
 from tests.support.databases import execute, value
 

@@ -10,8 +10,9 @@ from django.db import connection
 from safemigrate import healing
 from safemigrate.driver import Cursor
 from safemigrate.sequences.catalogue import sequences_of
+from safemigrate.sequences.checking import checking
 from safemigrate.sequences.scope import feeds_in
-from safemigrate.sequences.state import Terms, check, checking
+from safemigrate.sequences.state import Terms, check
 from tests.support.databases import execute, next_value, rows, value
 from tests.support.findings import POOR, collide, found, role, typed
 

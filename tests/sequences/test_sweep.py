@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, connections
 
 from safemigrate.sequences import sweep as module
-from safemigrate.sequences.state import checking
+from safemigrate.sequences.checking import checking
 from safemigrate.sequences.sweep import sweep
 from tests.support.databases import binding, execute, locked, next_value, rows, value
 from tests.support.runs import counted

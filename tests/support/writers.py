@@ -70,7 +70,7 @@ print(json.dumps([given, collisions, others]))
 RESYNCER = """
 from safemigrate.sequences.catalogue import sequences_of
 from safemigrate.sequences.resync import resync_if_behind
-from safemigrate.sequences.state import checking
+from safemigrate.sequences.checking import checking
 from safemigrate.sequences.scope import feeds_in
 from safemigrate.sequences.sweep import survey
 

@@ -23,7 +23,7 @@ from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
 from safemigrate.printing import one_line, printable
-from safemigrate.sequences.expected import losses as losses_of
+from safemigrate.sequences.losses import losses as losses_of
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.scope import (
     current_schemas,

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import modify_settings
 
-from safemigrate.sequences.expected import losses, restore
+from safemigrate.sequences.losses import losses, restore
 from safemigrate.sequences.needs import Loss, Need, needs_of_apps
 from safemigrate.sequences.scope import current_schemas, feeds_in
 from safemigrate.sequences.sweep import survey

@@ -14,10 +14,10 @@ from django.db.migrations.recorder import MigrationRecorder
 from safemigrate import driver
 
 from .catalogue import code_of_others
+from .checking import SETTINGS, checking
 from .collations import mismatches
 from .feeds import FEEDS
 from .needs import WANTED, Loss, Need, parameters_of
-from .state import SETTINGS, checking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
