@@ -115,9 +115,10 @@ class Judge:
     def heals(self, error: BaseException, *, refusal: str = "", text: str = "") -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
-        That is where a sequence has moved, if only by the draw that failed, and no ``refusal``
-        keeps the statement from being sent again. Otherwise the error gets a note. ``text`` is the
-        statement's, if it is known: what it gives itself, no sequence has given.
+        A retry can help where a sequence has moved, if only by the draw that failed; ``refusal``
+        says why the statement may not be sent again all the same. If it is not retried, the error
+        gets a note. ``text`` is the statement's, if it is known: no sequence has given the columns
+        that it gives itself.
         """
         collision = collision_of(error)
         if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 class Disturbed:
-    """What the statements of one connection have supplied, by the tables' unqualified names."""
+    """What the statements of one connection have given each table, and what checks have found."""
 
     def __init__(self) -> None:
-        # Both by the names as written, too: tables of several schemas may share one.
-        # The columns for which statements have supplied values; None once that may be all of them.
+        # The columns for which statements have given values; None once that may be all of them.
+        # Under a table's name alone, which tables of several schemas may share, and under the name
+        # as it was written.
         self._given: dict[str, frozenset[str] | None] = {}
+        # Under the name alone, and then under the name as written.
         self._checks: defaultdict[str, dict[str, Recheck]] = defaultdict(dict)
         self._unchecked: set[str] = set()
 

@@ -91,10 +91,10 @@ class Write(NamedTuple):
 class Heads(NamedTuple):
     """The INSERTs and UPDATEs that a text holds, and whether it may insert, or alter, at all.
 
-    ``leading`` are the INSERTs that find the tables as they are before the text is sent: those of
-    the first statement, if it is not merely explained, prepared or written into a function, and its
-    rows do not give way to those with the same name, say. ``is_counted`` says that the server's
-    count of rows is that of the values drawn: it is one INSERT, which leaves out no row.
+    ``leading`` are the INSERTs that find the tables as they are when the text is sent: those of the
+    first statement, unless it is only explained, prepared or written into a function, or has an ON
+    CONFLICT by which its rows may be left out. ``is_counted`` says that the server's count of rows
+    is that of the values drawn: the text is one INSERT, which leaves out no row.
     ``altered`` are tables, each with its new name, or None where another sequence feeds it now.
     """
 

@@ -113,8 +113,8 @@ def migration_lock(
 
     Raise LockTimeoutError if somebody else keeps it, LockHeldByParentError if that is the run that
     has started this one, LockUnavailableError if it cannot be taken here, and the connection's own
-    error if it cannot connect. A run inside the holder's own passes at once, in a forked or spawned
-    child as well; so does every run on another vendor's database.
+    error if it cannot connect. A run that the holder itself has started takes no lock, nor does it
+    wait, in a forked or spawned child either. On another vendor's database there is none.
     """
     with closing(MigrationLock(connection, patience)) as lock:
         if connection.vendor == "postgresql" and not is_held_by_kin(connection):
