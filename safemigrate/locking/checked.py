@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .lock import LockLostError
+from .errors import LockLostError
 from .migrations import around_migrations
 
 if TYPE_CHECKING:

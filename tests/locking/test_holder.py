@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from django.db import connection, transaction
 
+from safemigrate.locking.errors import LockTimeoutError
 from safemigrate.locking.holder import Holder, head
-from safemigrate.locking.lock import KEY, LockTimeoutError, migration_lock
+from safemigrate.locking.lock import KEY, migration_lock
 from tests.support.databases import execute, rows, value
 from tests.support.locks import HERE, holders, quiet
 from tests.support.runs import ROOT, eventually, running
@@ -88,7 +89,7 @@ def test_whoever_is_no_run_of_ours_is_named(role: str) -> None:
         execute(SQUAT, [KEY])
         me, user = rows("SELECT pg_backend_pid(), session_user")[0]
         code = """
-from safemigrate.locking.lock import LockTimeoutError
+from safemigrate.locking.errors import LockTimeoutError
 try:
     with migration_lock(connection, patience=0, tell=tell): pass
 except LockTimeoutError as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from safemigrate.locking.lock import LockHeldByParentError, migration_lock
+from safemigrate.locking.errors import LockHeldByParentError
+from safemigrate.locking.lock import migration_lock
 from tests.support.locks import HOLDERS, INTERVAL, is_free, quiet, watched
 from tests.support.runs import LONG, finish, in_threads, run, running
 

@@ -20,7 +20,8 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
 from safemigrate import driver
-from safemigrate.locking.lock import KEY, LockLostError, LockUnavailableError, migration_lock
+from safemigrate.locking.errors import LockLostError, LockUnavailableError
+from safemigrate.locking.lock import KEY, migration_lock
 from safemigrate.locking.twin import dial, twin
 from tests.support.databases import execute, rows, value
 from tests.support.locks import (

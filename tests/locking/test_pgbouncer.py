@@ -211,7 +211,7 @@ sys.stdin.readline()
 
 def test_a_pool_of_one_is_told_apart_within_the_patience() -> None:
     code = """
-from safemigrate.locking.lock import LockUnavailableError
+from safemigrate.locking.errors import LockUnavailableError
 try:
     with migration_lock(connection, patience=1, tell=tell): say("taken")
 except LockUnavailableError as error:
@@ -240,7 +240,7 @@ with migration_lock(connection, patience=0, tell=tell):
     sys.stdin.readline()
 """
     code = """
-from safemigrate.locking.lock import LockUnavailableError
+from safemigrate.locking.errors import LockUnavailableError
 try:
     with migration_lock(connection, patience=6, tell=say): say("taken")
 except LockUnavailableError as error:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from django.db import connection, connections, migrations, models
 from django.db.models.signals import pre_migrate
 
-from safemigrate.locking.lock import LockError, migration_lock
+from safemigrate.locking.errors import LockError
+from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.twin import dial, twin
 from tests.support.databases import rows, value

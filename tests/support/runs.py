@@ -34,7 +34,8 @@ from django.conf import settings
 settings.configure(DATABASES={"default": json.loads(os.environ["TEST_DATABASE"])}, USE_TZ=True)
 django.setup()
 from django.db import connection
-from safemigrate.locking.lock import LockTimeoutError, migration_lock
+from safemigrate.locking.errors import LockTimeoutError
+from safemigrate.locking.lock import migration_lock
 from tests.support.locks import planned
 def tell(text): print(text, file=sys.stderr, flush=True)
 def say(text): print(text, flush=True)

@@ -21,7 +21,8 @@ from safemigrate import conf
 from safemigrate.heal.block import forget_sweeps, healing_migrate
 from safemigrate.interrupt import Terminated, ending_on_signals
 from safemigrate.locking.checked import checking_lock
-from safemigrate.locking.lock import LockError, migration_lock
+from safemigrate.locking.errors import LockError
+from safemigrate.locking.lock import migration_lock
 from safemigrate.locking.timeouts import lock_timeout
 from safemigrate.locking.wait import wait_for_database
 from safemigrate.management.arguments import seconds, whole_number
