@@ -62,9 +62,13 @@ def migration_lock(
     *,
     patience: float,
     tell: Callable[[str], None],
+    waited: Callable[[], None] = lambda: None,
 ) -> Iterator[MigrationLock]:
     """
     Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
+
+    ``waited`` is called after a wait, in which other runs may have migrated, and before anything is
+    sent on the connection again.
 
     Raise LockTimeoutError if somebody else keeps it, LockHeldByParentError if that is the run that
     has started this one, LockUnavailableError if it cannot be taken here, and the connection's own
@@ -73,7 +77,7 @@ def migration_lock(
     """
     with closing(MigrationLock(connection, patience)) as lock:
         if connection.vendor == "postgresql" and not is_held_by_kin(connection):
-            lock.taken = lock.take(tell)
+            lock.taken = lock.take(tell, waited)
         if not lock.taken:
             yield lock
             return
@@ -154,14 +158,13 @@ class _TryAgainError(Exception):
 class MigrationLock:
     """The connection that asks for the migration lock, and holds it if it has ``taken`` it.
 
-    ``lost`` is known at the end. ``has_waited`` says that others may have migrated meanwhile. A
-    nested run does not take it.
+    ``lost`` is known at the end. A nested run does not take it.
     """
 
     def __init__(self, migrating: BaseDatabaseWrapper, patience: float) -> None:
         self.migrating = migrating
         self.alias = migrating.alias
-        self.taken = self.lost = self.has_waited = False
+        self.taken = self.lost = False
         self.patience = patience
         self.end = monotonic() + patience
         self.process = os.getpid()
@@ -179,14 +182,16 @@ class MigrationLock:
 
     # Taking it.
 
-    def take(self, tell: Callable[[str], None]) -> bool:
+    def take(self, tell: Callable[[str], None], waited: Callable[[], None]) -> bool:
         """Return whether the lock was taken: False if this run's family holds it already."""
+        has_waited = False
         was_closed = self.migrating.connection is None
         self.migrating.ensure_connection()
         telling = Telling(tell, self._sentence)
 
         def before_sleep(state: RetryCallState) -> None:
-            self.has_waited = True
+            nonlocal has_waited
+            has_waited = True
             telling(state)
             if was_closed:  # its slot may be what the holder needs, and idling may end it
                 self.migrating.close()
@@ -194,7 +199,9 @@ class MigrationLock:
         holder: Holder | None = self._retrying(_is_rival, before_sleep)(self._attempt)
         if holder is None:
             self._prove()
-        if holder is None and self.has_waited:
+        if has_waited:
+            waited()
+        if holder is None and has_waited:
             if self.rival:
                 self._let_finish(self.rival, telling)
             self._retrying(lambda _: False, telling)(self._reconnect)

@@ -308,32 +308,47 @@ def test_a_migration_applied_while_a_hook_ran_is_not_applied_again(project: Proj
         project.migrate("app", command="safemigrate")
 
 
-def test_rows_of_the_run_that_was_waited_for_are_in_nobodys_way(project: Project) -> None:
-    """A receiver has had the sequences checked before the wait."""
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT set_config('app.user', 'x', false)", ["copied", "migrated"]),
+        (
+            "INSERT INTO auth_group (name) SELECT 'run ' || random() ON CONFLICT DO NOTHING",
+            ["run", "copied", "run", "migrated"],
+        ),
+    ],
+    ids=["may write", "writes"],
+)
+def test_rows_of_the_run_that_was_waited_for_are_in_nobodys_way(
+    project: Project, statement: str, expected: list[str]
+) -> None:
+    """A receiver has had the sequences checked before the wait, and comes again after it."""
 
     def receive(connection: Any, **kwargs: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('app.user', 'x', false)")
+        if connection.alias == "default":
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
 
     def copy_and_end() -> None:
-        elsewhere("INSERT INTO auth_group (id, name) VALUES (1, 'copied')")
+        elsewhere("INSERT INTO auth_group (id, name) SELECT count(*) + 1, 'copied' FROM auth_group")
         holder.kill()
 
+    insert = "INSERT INTO auth_group (name) VALUES ('migrated')"
     project.migrate()
-    project.migration(run_python(lambda *_: execute("INSERT INTO auth_group (name) VALUES ('x')")))
-    connection.close()
-    connection_created.connect(receive)
-    try:
-        with somebody_migrating() as holder:
-            connection.close()
-            timer = Timer(2.0, copy_and_end)
-            timer.start()
+    project.migration(run_python(lambda *_: execute(insert)))
+    with somebody_migrating() as holder:
+        connection.close()
+        connection_created.connect(receive)
+        timer = Timer(2.0, copy_and_end)
+        timer.start()
+        try:
             printed = project.migrate("app", command="safemigrate")
+        finally:
             timer.join()
-    finally:
-        connection_created.disconnect(receive)
+            connection_created.disconnect(receive)
     assert "Waiting up to" in printed
-    assert rows("SELECT id, name FROM auth_group ORDER BY id") == [(1, "copied"), (2, "x")]
+    found = rows("SELECT id, split_part(name, ' ', 1) FROM auth_group ORDER BY id")
+    assert found == list(enumerate(expected, 1))
 
 
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])

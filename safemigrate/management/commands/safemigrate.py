@@ -263,10 +263,13 @@ class Command(BaseCommand):
             with ExitStack() as stack:
                 with self.record.waiting("migration lock", self._tell_waiting) as tell:
                     mine = stack.enter_context(
-                        migration_lock(connection, patience=choices.lock_wait, tell=tell)
+                        migration_lock(
+                            connection,
+                            patience=choices.lock_wait,
+                            tell=tell,
+                            waited=forget_sweeps,
+                        )
                     )
-                if mine.has_waited:
-                    forget_sweeps()
                 stack.enter_context(checking_lock(connection, mine, self._note))
                 yield
         except LockError as error:
