@@ -130,9 +130,13 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
 
 
 def forget_sweeps() -> None:
-    """Have the sequences checked anew before the next statement that may insert."""
+    """Have the sequences checked anew before the next statement that may insert.
+
+    Not in a transaction, in which an outer run may be: what it has checked it goes on with.
+    """
     for connection in connections.all(initialized_only=True):
-        if wrapper := wrapper_of(connection):
+        wrapper = wrapper_of(connection)
+        if wrapper and not connection.in_atomic_block:
             wrapper.forget_sweep()
 
 

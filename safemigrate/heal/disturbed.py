@@ -76,6 +76,14 @@ class Disturbed:
         """Return the columns of the very table that the run has given; None if it may be all."""
         return self._given.get(insert.table, frozenset())
 
+    def has_given(self, finding: Finding) -> bool:
+        """Tell whether the run may have given a key that the sequence feeds."""
+        for key in finding.sequence.keys:
+            given = self._given.get(key.table, frozenset())
+            if given is None or key.column in given:
+                return True
+        return False
+
     def needs_recheck(self, insert: Write, leading: frozenset[Write]) -> bool:
         """Tell whether the INSERT draws from a sequence that may not be in sync any more."""
         if self._is_disturbed_for(insert):

@@ -43,6 +43,7 @@ class Wrapper:
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
         self._swept: set[str] = set()
+        self._swept_before: set[str] = set()
         self._may_sweep_again = False
         # What the INSERT draws from and is still behind: told after it, for a failure is explained.
         self._left: list[Finding] = []
@@ -88,16 +89,22 @@ class Wrapper:
         return getattr(self.connection, "schema_name", None) or ""
 
     def sweep(self) -> None:
-        """Check every sequence, once for each tenant, and resync those that are behind."""
-        if self._schema() in self._swept:
+        """Check every sequence, once for each tenant, and resync those that are behind.
+
+        A second time it leaves alone what this run has given keys to: those are rechecked.
+        """
+        schema = self._schema()
+        if schema in self._swept:
             return
         with self._contained("The sequences could not be checked"):
             self.connection.ensure_connection()
             if not self._can_send():
                 return
-            self._swept.add(self._schema())
-            schemas = current_schemas(self.connection) if self._schema() else None
-            for finding in sweep(self.connection, schemas=schemas, move=self._move):
+            self._swept.add(schema)
+            schemas = current_schemas(self.connection) if schema else None
+            spares = self._disturbed.has_given if schema in self._swept_before else None
+            self._swept_before.add(schema)
+            for finding in sweep(self.connection, schemas=schemas, move=self._move, spares=spares):
                 self.audience.tell_of(finding, is_expected=self._move)
                 self._may_sweep_again |= finding.status == "unknown"
                 self._disturbed.mark(finding)

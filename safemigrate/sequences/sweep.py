@@ -19,7 +19,7 @@ from .sequence import Hinders, Sequence
 from .state import USUAL, Terms, check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Sequence as Rows
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -141,14 +141,15 @@ def sweep(
     *,
     schemas: Iterable[str] | None = None,
     move: bool = True,
+    spares: Callable[[Finding], bool] | None = None,
 ) -> Iterator[Finding]:
     """Check every sequence of ``schemas`` (None: of all) once; yield what is not in sync.
 
-    With ``move`` those that are behind are resynced. Raises only what the connection itself dies
-    of.
+    With ``move`` those that are behind are resynced, but for what somebody ``spares``. Raises only
+    what the connection itself dies of.
     """
     suspects = _suspects(connection, schemas)
-    for finding in survey(connection, suspects, move=move):
+    for finding in survey(connection, suspects, move=move, spares=spares):
         if finding.status != "in sync":
             yield finding
 
@@ -177,15 +178,18 @@ def survey(
     terms: Terms = USUAL,
     *,
     move: bool = False,
+    spares: Callable[[Finding], bool] | None = None,
 ) -> Iterator[Finding]:
     """Check sequences, a chunk at a time; with ``move`` resync those that are behind, one by one.
 
-    What can't be checked does not stop the rest: it is a finding with an obstacle. Raises only
-    what the connection itself dies of.
+    What somebody ``spares`` is neither moved nor told of. What can't be checked does not stop the
+    rest: it is a finding with an obstacle. Raises only what the connection itself dies of.
     """
     of_sequence = {group[0].sequence: group for group in feeds}
     for start in range(0, len(feeds), CHUNK):
         for each in _checked(connection, feeds[start : start + CHUNK], terms):
+            if spares and spares(each):
+                continue
             if move and each.is_behind and not each.obstacle:
                 group = of_sequence[each.sequence.oid]
                 yield from _moved(connection, each, group, terms)

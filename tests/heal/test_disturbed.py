@@ -25,10 +25,8 @@ def after(*inserts: frozenset[str] | None, count: int | None = 1) -> Disturbed:
     return disturbed
 
 
-def swept(
-    hinders: Hinders | None, *, target: int | None = None, is_unique: bool = True
-) -> Disturbed:
-    """Remember what the sweep found of the table."""
+def finding(hinders: Hinders | None = None, *, is_unique: bool = True) -> Finding:
+    """Return what a check has found of the table."""
     names = {"schema": "public", "table": "tag", "column": "id", "type": "integer"}
     quoted = {"quoted_table": "public.tag", "quoted_column": "id"}
     key = Key(
@@ -46,8 +44,13 @@ def swept(
         2, "public", "s", "s", "s", 1, 1, 9, 1, is_readable=True, is_settable=True, keys=(key,)
     )
     obstacle = Obstacle("it is in the way", hinders=hinders) if hinders else None
+    return Finding(sequence, obstacle=obstacle)
+
+
+def swept(hinders: Hinders | None, *, is_unique: bool = True) -> Disturbed:
+    """Remember what the sweep found of the table."""
     disturbed = Disturbed()
-    disturbed.mark(Finding(sequence, obstacle=obstacle))
+    disturbed.mark(finding(hinders, is_unique=is_unique))
     return disturbed
 
 
@@ -141,6 +144,16 @@ def test_what_the_sweep_could_not_check_is_checked_once(hinders: Hinders, is_uni
     disturbed.settle(write(NAME), Recheck(ID, [], None))
     assert not disturbed.is_unchecked(write(NAME))
     assert not needs_recheck(disturbed)
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_given"), [(ID, True), (ID | NAME, True), (None, True), (NAME, False)]
+)
+def test_whose_keys_the_run_may_have_given(
+    columns: frozenset[str] | None, *, is_given: bool
+) -> None:
+    assert not after().has_given(finding())
+    assert after(columns).has_given(finding()) is is_given
 
 
 @pytest.mark.parametrize("hinders", [Hinders.JUDGING, None])

@@ -15,6 +15,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 
+from safemigrate import healing
 from tests.support.databases import behind, elsewhere, execute, put_behind, rows, value
 from tests.support.locks import terminate
 from tests.support.project import Project, run_python
@@ -349,6 +350,32 @@ def test_rows_of_the_run_that_was_waited_for_are_in_nobodys_way(
     assert "Waiting up to" in printed
     found = rows("SELECT id, split_part(name, ' ', 1) FROM auth_group ORDER BY id")
     assert found == list(enumerate(expected, 1))
+
+
+def test_a_wait_does_not_move_a_sequence_past_keys_that_the_run_has_given(project: Project) -> None:
+    """What was copied into another table meanwhile is in nobody's way all the same."""
+
+    def copy_and_end() -> None:
+        elsewhere(
+            "INSERT INTO django_content_type SELECT max(id) + 1, 'copied', 'copied' "
+            "FROM django_content_type"
+        )
+        holder.kill()
+
+    project.migrate()
+    with healing(), somebody_migrating() as holder:
+        execute("INSERT INTO auth_group (id, name) VALUES (1000, 'given')")
+        timer = Timer(2.0, copy_and_end)
+        timer.start()
+        assert "Waiting up to" in project.migrate(command="safemigrate")
+        timer.join()
+        copied = value("SELECT max(id) FROM django_content_type")
+        assert value("INSERT INTO auth_group (name) VALUES ('drawn') RETURNING id") == 1
+        drawn = value(
+            "INSERT INTO django_content_type (app_label, model) VALUES ('drawn', 'drawn') "
+            "ON CONFLICT (id) DO NOTHING RETURNING id"
+        )
+        assert drawn == copied + 1
 
 
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])
