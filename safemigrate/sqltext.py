@@ -1,17 +1,20 @@
-"""What is read of a whole text: its verb, and whether it is a single statement."""
+"""What is read of a whole text: its verb, whether it is a single statement, and names."""
 
 from __future__ import annotations
 
 import re
+import string
 
 # Here and in what else is read of long texts no alternatives are repeated for each character, which
 # would take memory for each.
 
 # A name as it is written, quoted or not; and what may stand between two words.
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
+NAMES = re.compile(NAME)
 GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 VERB = re.compile(rf"{GAP}*\(*(?P<verb>[a-z]+)", re.IGNORECASE)
 SEVERAL = re.compile(r";\s*\S")
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def verb_of_one_statement(sql: str) -> str:
@@ -22,3 +25,10 @@ def verb_of_one_statement(sql: str) -> str:
     start = VERB.match(sql)
     is_one = ";" not in sql or not SEVERAL.search(sql)  # the first is ten times as fast
     return start["verb"].lower() if start and is_one else ""
+
+
+def unquoted(name: str) -> str:
+    """Return a name as the server knows it; it folds ASCII letters only."""
+    if name.startswith('"'):
+        return name[1:-1].replace('""', '"')
+    return name.translate(ASCII_LOWER)

@@ -10,12 +10,11 @@ end, and literals are not distinguished from the statement around them.
 from __future__ import annotations
 
 import re
-import string
 from functools import lru_cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safemigrate.sqltext import GAP, NAME, VERB, verb_of_one_statement
+from safemigrate.sqltext import GAP, NAME, NAMES, VERB, unquoted, verb_of_one_statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +46,6 @@ ALTER = re.compile(
 )
 # What gives a column a sequence.
 FEEDING = re.compile(rf"\bnextval\b|\bas{GAP}+identity\b", re.IGNORECASE)
-NAMES = re.compile(NAME)
 # A list of columns ends before its parenthesis; a query in parentheses begins with one of these.
 QUERY = re.compile(r"\s*(?:select|with|values|table)\b", re.IGNORECASE)
 # A SELECT of a function alone, or from one: it may do anything.
@@ -73,8 +71,6 @@ CONFLICT = re.compile(
 LONGEST_CONFLICT = 2_000
 # One of these may make room for the row first.
 REMOVAL = re.compile(r"\b(?:delete|update|truncate)\b", re.IGNORECASE)
-
-ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Write(NamedTuple):
@@ -202,7 +198,7 @@ def _altered(sql: str, verb: str, start: int) -> Iterator[tuple[str, str | None]
         name = _last_name(head["table"])
         end = sql.find(";", head.end())
         if head["new"]:
-            yield name, _unquoted(head["new"])
+            yield name, unquoted(head["new"])
         elif FEEDING.search(sql, head.end(), len(sql) if end < 0 else end):
             yield name, None
 
@@ -212,18 +208,18 @@ def _write(table: str, columns: frozenset[str] | None) -> Write:
 
 
 def _last_name(table: str) -> str:
-    return _unquoted(NAMES.findall(table)[-1])
+    return unquoted(NAMES.findall(table)[-1])
 
 
 def _columns(written: str | None) -> frozenset[str] | None:
     if written is None or QUERY.match(written):
         return None
-    return frozenset(map(_unquoted, NAMES.findall(written)))
+    return frozenset(map(unquoted, NAMES.findall(written)))
 
 
 def _assigned(sql: str, start: int, end: int) -> frozenset[str]:
     lists = {match[1] or match[2] for match in ASSIGNMENT.finditer(sql, start, end)}
-    return frozenset(_unquoted(each) for names in lists for each in NAMES.findall(names))
+    return frozenset(unquoted(each) for names in lists for each in NAMES.findall(names))
 
 
 def _may_insert(verb: str, sql: str, start: int) -> bool:
@@ -249,16 +245,9 @@ def _may_give_way(sql: str, insert: Write) -> bool:
     if not (conflict and conflict["target"] and insert.columns):
         return False
     return conflict["columns"] is None or insert.columns.issuperset(
-        map(_unquoted, NAMES.findall(conflict["columns"]))
+        map(unquoted, NAMES.findall(conflict["columns"]))
     )
 
 
 def _tail(sql: str) -> int:
     return max(0, len(sql) - LONGEST_CONFLICT)
-
-
-def _unquoted(name: str) -> str:
-    """Return a name as the server knows it; it folds ASCII letters only."""
-    if name.startswith('"'):
-        return name[1:-1].replace('""', '"')
-    return name.translate(ASCII_LOWER)

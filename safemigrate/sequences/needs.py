@@ -9,6 +9,8 @@ from django.db import router
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import AutoField
 
+from safemigrate.sqltext import NAMES, unquoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -66,7 +68,7 @@ wanted AS MATERIALIZED (
       ON c.relname = w.table_name::pg_catalog.name AND c.relkind IN ('r', 'p')
     JOIN pg_catalog.pg_namespace AS n
       ON n.oid = c.relnamespace
-     AND CASE WHEN w.schema IS NOT NULL THEN n.nspname = w.schema
+     AND CASE WHEN w.schema IS NOT NULL THEN n.nspname = w.schema::pg_catalog.name
               WHEN %(schemas)s::pg_catalog.name[] IS NULL
               THEN NOT pg_catalog.pg_is_other_temp_schema(n.oid)
               ELSE n.nspname = ANY (%(schemas)s::pg_catalog.name[]) END
@@ -80,15 +82,30 @@ def needs_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -
 
     Raises LookupError for a label that no installed app has.
     """
+    labels = list(labels)
+    recorded: list[Any] = [] if labels else [MigrationRecorder.Migration]
+    return needs_of(connection, [*recorded, *models_of(connection, labels)])
+
+
+def models_of(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Any]:
+    """List the models of apps, without labels of all, that the routers allow on the alias."""
     configs = [apps.get_app_config(label) for label in labels] or list(apps.get_app_configs())
-    models: list[Any] = [] if labels else [MigrationRecorder.Migration]
-    for config in configs:
-        models += [
-            model
-            for model in config.get_models(include_auto_created=True)
-            if router.allow_migrate_model(connection.alias, model)
-        ]
-    return needs_of(connection, models)
+    return [
+        model
+        for config in configs
+        for model in config.get_models(include_auto_created=True)
+        if router.allow_migrate_model(connection.alias, model)
+    ]
+
+
+def place_of(connection: BaseDatabaseWrapper, model: Any) -> tuple[str | None, str]:
+    """Return the schema, None where it names none, and the name of a model's table.
+
+    A db_table may hold a schema and quotes of its own: ``shop"."order``.
+    """
+    names = NAMES.findall(connection.ops.quote_name(model._meta.db_table))
+    *schemas, table = map(unquoted, names)
+    return (schemas[-1] if schemas else None), table
 
 
 def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Need]:
@@ -97,20 +114,19 @@ def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Nee
         need
         for model in models
         if model._meta.can_migrate(connection)
-        for need in _needs(model._meta, connection)
+        for need in _needs(model, connection)
     ]
 
 
-def _needs(options: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
-    # A db_table may hold a schema and quotes of its own: 'shop"."order'.
-    *schema, table = connection.ops.quote_name(options.db_table)[1:-1].split('"."')
-    for field in options.local_concrete_fields:
+def _needs(model: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
+    schema, table = place_of(connection, model)
+    for field in model._meta.local_concrete_fields:
         if field.primary_key:
             # One of the project's own may leave its numbers to the program.
             kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
             is_filled = "identity" in kind or "serial" in kind
             is_auto = isinstance(field, AutoField) and is_filled
-            yield Need(schema[0] if schema else None, table, field.column, is_auto)
+            yield Need(schema, table, field.column, is_auto)
 
 
 def parameters_of(needs: list[Need], schemas: Iterable[str] | None) -> dict[str, Any]:

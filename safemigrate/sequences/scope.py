@@ -11,7 +11,7 @@ from safemigrate import driver
 
 from .checking import checking, checking_table
 from .feeds import Feed, feeds_of_table, list_feeds
-from .needs import needs_of_apps
+from .needs import models_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,8 +54,9 @@ TABLES_BY_PLACE = """
     FROM ROWS FROM (
         pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])
     ) AS t (schema, name)
-    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema
-    JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.name
+    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema::pg_catalog.name
+    JOIN pg_catalog.pg_class AS c
+      ON c.relnamespace = n.oid AND c.relname = t.name::pg_catalog.name
 """
 
 
@@ -117,15 +118,16 @@ def feeds_of(
 
 def _elsewhere(connection: BaseDatabaseWrapper) -> list[int]:
     """List the oids of the tables of models that name their schema themselves."""
-    needs = [need for need in needs_of_apps(connection) if need.schema]
-    if not needs:
+    places = [place_of(connection, model) for model in models_of(connection)]
+    named = [place for place in places if place[0] is not None]
+    if not named:
         return []
-    places = [need.schema for need in needs], [need.table for need in needs]
     with checking(connection) as cursor:
-        return [row.oid for row in cursor.rows(TABLES_BY_PLACE, places)]
+        rows = cursor.rows(TABLES_BY_PLACE, [list(part) for part in zip(*named, strict=True)])
+    return [row.oid for row in rows]
 
 
-def place_of(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
+def place_of_table(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
     """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
     with _table(connection, name) as (cursor, oid):
         row = cursor.row(PLACE, [oid])

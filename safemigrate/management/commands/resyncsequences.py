@@ -30,7 +30,7 @@ from safemigrate.sequences.scope import (
     feeds_in,
     feeds_of,
     missing_schemas,
-    place_of,
+    place_of_table,
     tables_of_app,
 )
 from safemigrate.sequences.state import Terms
@@ -205,7 +205,7 @@ class Command(BaseCommand):
         force = self.options["force"] and self.options["restore_defaults"]
         if tables := self.options["tables"]:
             with _refusing_unknown_tables():
-                places = {place_of(connection, name) for name in tables}
+                places = {place_of_table(connection, name) for name in tables}
             schemas = [schema for schema, _ in places]
             found = losses_of(connection, needs, schemas, force=force)
             found = [loss for loss in found if (loss.schema, loss.table) in places]
