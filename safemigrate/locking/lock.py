@@ -123,7 +123,11 @@ SELECT EXISTS (
         WHERE lock.pid = %s AND lock.locktype = 'virtualxid') AS is_busy
 """
 
-END = "SELECT pg_catalog.pg_terminate_backend(%s)"
+# As the role that has logged in, whose session it is.
+END = """
+SELECT pg_catalog.set_config('role', 'none', true);
+SELECT pg_catalog.pg_terminate_backend(%s)
+"""
 
 # The migrating transaction may hold the table's lock itself.
 IS_RECORDED = """

@@ -314,11 +314,14 @@ def test_a_lost_lock_is_waited_for_where_connections_are_used_up(role: str) -> N
     assert not held.lost
 
 
+@pytest.mark.parametrize("role", [None, "pg_monitor"])
 def test_a_session_that_is_cut_off_does_not_keep_the_lock_from_us(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, role: str | None
 ) -> None:
     """As by a load balancer that has forgotten the connection: the server hears nothing of it."""
     monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
+    options = connection.settings_dict["OPTIONS"]
+    monkeypatch.setitem(options, "options", f"-c role={role}" if role else "")
     silent, end = socket.socketpair()
     with silent, end, migration_lock(connection, patience=0, tell=quiet) as held:
         [(pid, _)] = holders()
