@@ -26,6 +26,7 @@ class Disturbed:
         # Under the name alone, and then under the name as written.
         self._checks: defaultdict[str, dict[str, Recheck]] = defaultdict(dict)
         self._unchecked: set[str] = set()
+        self._late: set[str] = set()
 
     def mark(self, finding: Finding) -> None:
         """Remember the tables of a sequence that the sweep could not check, or left behind.
@@ -35,14 +36,15 @@ class Disturbed:
         """
         keys = finding.sequence.keys
         may_become_key = finding.status == "not judged" and not all(key.is_unique for key in keys)
-        if may_become_key or finding.is_behind or finding.status == "unknown":
+        is_late = may_become_key or finding.is_behind
+        if is_late or finding.status == "unknown":
             for name in {key.table for key in keys}:
-                self._unchecked.add(name)
+                (self._late if is_late else self._unchecked).add(name)
                 self._checks.pop(name, None)  # one of another tenant may have been checked
 
-    def forget_unchecked(self) -> None:
+    def forget_late(self) -> None:
         """Have those checked again, after a statement that may have altered what was in the way."""
-        for name in self._unchecked:
+        for name in self._late:
             self._checks.pop(name, None)
 
     def alter(self, tables: Iterable[tuple[str, str | None]]) -> None:
@@ -56,8 +58,9 @@ class Disturbed:
             if new is None:
                 self._give(name, None)
                 continue
-            if name in self._unchecked:
-                self._unchecked.add(new)
+            for marked in (self._unchecked, self._late):
+                if name in marked:
+                    marked.add(new)
             self._give(new, self._given.get(name, frozenset()))
 
     def is_unchecked(self, insert: Write) -> bool:
@@ -66,11 +69,8 @@ class Disturbed:
         Once the run has given keys, those that were there before can't be told from them: then it
         is a disturbed table like any other.
         """
-        return (
-            insert.name in self._unchecked
-            and self._check_of(insert) is None
-            and not self._is_disturbed_for(insert)
-        )
+        is_marked = insert.name in self._unchecked or insert.name in self._late
+        return is_marked and self._check_of(insert) is None and not self._is_disturbed_for(insert)
 
     def given(self, insert: Write) -> frozenset[str] | None:
         """Return the columns of the very table that the run has given; None if it may be all."""

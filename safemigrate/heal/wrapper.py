@@ -163,7 +163,7 @@ class Wrapper:
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:
-            self._disturbed.forget_unchecked()
+            self._disturbed.forget_late()
             self._disturbed.alter(heads.altered)
 
     # After one that failed in autocommit.

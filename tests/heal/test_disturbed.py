@@ -169,12 +169,12 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
     assert not disturbed.needs_recheck(write(NAME), frozenset())
 
 
-@pytest.mark.parametrize(("hinders", "is_left"), [(Hinders.CHECKING, True), (None, False)])
-def test_what_ddl_may_alter_is_checked_again(hinders: Hinders | None, *, is_left: bool) -> None:
-    disturbed = swept(hinders)
-    disturbed.settle(write(NAME), Recheck(ID, [], None))
-    disturbed.forget_unchecked()
-    assert disturbed.is_unchecked(write(NAME)) is is_left
+def test_what_ddl_may_alter_is_checked_again() -> None:
+    for is_late in (True, False):
+        disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
+        disturbed.settle(write(NAME), Recheck(ID, [], None))
+        disturbed.forget_late()
+        assert disturbed.is_unchecked(write(NAME)) is is_late
 
 
 def test_a_table_that_gets_a_sequence_is_disturbed() -> None:
