@@ -25,6 +25,7 @@ class Disturbed:
         self._given: dict[str, frozenset[str] | None] = {}
         # Under the name alone, and then under the name as written.
         self._checks: defaultdict[str, dict[str, Recheck]] = defaultdict(dict)
+        # Checked once: later the keys that triggers, say, have given can't be told from the others.
         self._unchecked: set[str] = set()
         self._late: set[str] = set()
 
