@@ -174,7 +174,7 @@ def test_a_constraint_is_validated_with_patience(blocker: Blocker) -> None:
 def test_in_a_transaction_others_queue_for_what_it_holds(blocker: Blocker) -> None:
     execute("ALTER TABLE thing ADD CONSTRAINT positive CHECK (id > 0) NOT VALID")
     blocker.execute("LOCK TABLE thing IN SHARE UPDATE EXCLUSIVE MODE")
-    with letting_go_soon(blocker), patient(), transaction.atomic():
+    with letting_go_soon(blocker, 10), patient(), transaction.atomic():
         execute("CREATE TABLE held (id int)")
         with pytest.raises(OperationalError, match="lock timeout"), transaction.atomic():
             execute("ALTER TABLE thing VALIDATE CONSTRAINT positive")

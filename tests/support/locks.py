@@ -154,10 +154,11 @@ def letting_go(blocker: Blocker, waits: list[LockWait]) -> Iterator[None]:
 
 
 @contextmanager
-def letting_go_soon(blocker: Blocker) -> Iterator[None]:
-    timer = Timer(0.5, blocker.let_go)
+def letting_go_soon(blocker: Blocker, seconds: float = 0.5) -> Iterator[None]:
+    timer = Timer(seconds, blocker.let_go)
     timer.start()
     yield
+    timer.cancel()  # of what has not waited that long
     timer.join()
 
 
