@@ -73,10 +73,13 @@ def healing_migrate(
 ) -> Iterator[None]:
     """Do the same for ``migrate``: sweep once it has a plan, or is about to insert a row.
 
+    A project's own may work in threads, whose connections are met when they have a plan.
     ``sweeping()`` is entered while the sequences are checked before the first migration.
     """
 
     def sweep(using: str, plan: Any) -> None:
+        if wrapper_of(connections[using]) is None:
+            stack.enter_context(_wrapped(using, report, max_retries, move=heal))
         if wrapper := wrapper_of(connections[using]):
             with sweeping():
                 wrapper.sweep()
@@ -86,6 +89,7 @@ def healing_migrate(
             wrapper.sweep_again()
 
     with (
+        ExitStack() as stack,
         _wrapped(None, report, max_retries, move=heal),
         receiving_plans(sweep),
         receiving(pre_migrate, sweep_again),  # the project's receivers may have set another role
