@@ -104,7 +104,7 @@ def place_of(connection: BaseDatabaseWrapper, model: Any) -> tuple[str | None, s
     A db_table may hold a schema and quotes of its own: ``shop"."order``.
     """
     names = NAMES.findall(connection.ops.quote_name(model._meta.db_table))
-    *schemas, table = map(unquoted, names)
+    *schemas, table = map(unquoted, names or [""])
     return (schemas[-1] if schemas else None), table
 
 

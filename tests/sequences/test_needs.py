@@ -33,6 +33,7 @@ def test_models_of_every_kind(database: str) -> None:
         model("Quoted", meta={"db_table": '"B b"."%s"'}, number=number, others=others),
         model("Proxy", place, meta={"proxy": True}),
         model("Unmanaged", meta={"managed": False}),
+        model("Nameless", meta={"db_table": '""'}),
         model("Swapped", meta={"swappable": "AUTH_USER_MODEL"}),
     ]
     execute('CREATE SCHEMA "B b"')
@@ -48,6 +49,7 @@ def test_models_of_every_kind(database: str) -> None:
         Need(None, "app_unique", "id", is_auto=False),
         Need("B b", "else where", "id", is_auto=True),
         Need("B b", "%s", "Number %", is_auto=True),
+        Need(None, "", "id", is_auto=True),
     ]
     assert losses(connection, needs, ["public"]) == []
     execute('ALTER TABLE "B b"."%%s" ALTER "Number %%" DROP DEFAULT', ())
