@@ -6,6 +6,7 @@ connections, and removes it again.
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -73,19 +74,27 @@ def healing_migrate(
 ) -> Iterator[None]:
     """Do the same for ``migrate``: sweep once it has a plan, or is about to insert a row.
 
-    A project's own may work in threads, whose connections are met when they have a plan.
     ``sweeping()`` is entered while the sequences are checked before the first migration.
     """
 
+    def wrapper_here(using: str) -> Wrapper | None:
+        """Return this thread's wrapper: a project's own ``migrate`` may work in threads."""
+        for connection in _connections(using):
+            if wrapper_of(connection) is None:
+                wrapper = _install(connection, max_retries, move=heal)
+                wrapper.audience.reports.append(report)
+                # The connection may end with its thread.
+                stack.callback(_remove, weakref.ref(wrapper))
+        return wrapper_of(connections[using])
+
     def sweep(using: str, plan: Any) -> None:
-        if wrapper_of(connections[using]) is None:
-            stack.enter_context(_wrapped(using, report, max_retries, move=heal))
-        if wrapper := wrapper_of(connections[using]):
+        if wrapper := wrapper_here(using):
             with sweeping():
                 wrapper.sweep()
 
     def sweep_again(using: str, plan: Any = None, **_: object) -> None:
-        if plan and (wrapper := wrapper_of(connections[using])):
+        wrapper = wrapper_here(using)
+        if plan and wrapper:
             wrapper.sweep_again()
 
     with (
@@ -107,9 +116,8 @@ def _wrapped(
         for connection in _connections(using):
             wrapper = wrapper_of(connection)
             if wrapper is None:
-                wrapper = Wrapper(connection, retries=retries, move=move)
-                connection.execute_wrappers.append(wrapper)
-                stack.callback(_remove, wrapper)
+                wrapper = _install(connection, retries, move=move)
+                stack.callback(_remove, weakref.ref(wrapper))
                 wrappers.append(wrapper)
             wrapper.audience.reports.append(report)
             stack.callback(wrapper.audience.reports.remove, report)
@@ -149,7 +157,14 @@ def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)
 
 
-def _remove(wrapper: Wrapper) -> None:
+def _install(connection: BaseDatabaseWrapper, retries: int, *, move: bool) -> Wrapper:
+    wrapper = Wrapper(connection, retries=retries, move=move)
+    connection.execute_wrappers.append(wrapper)
+    return wrapper
+
+
+def _remove(reference: weakref.ref[Wrapper]) -> None:
     # Not connection.execute_wrapper(), which removes whichever comes last when it ends.
-    with suppress(ValueError):
-        wrapper.connection.execute_wrappers.remove(wrapper)
+    if wrapper := reference():
+        with suppress(ValueError):
+            wrapper.connection.execute_wrappers.remove(wrapper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from django.db import Error
 from django.db.backends.signals import connection_created
@@ -37,11 +38,11 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
     until ``migrate`` has a plan. Connections that the alias opens after that are watched, too.
     """
     process = os.getpid()
-    watched: list[Any] = []
+    watched: WeakSet[Any] = WeakSet()  # those of the project's threads end with them
 
     def watch(connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection.alias == alias and _replace(connection, OFF, ON):
-            watched.append(connection.connection)
+            watched.add(connection.connection)
 
     def watch_a_plan(using: str, plan: Any) -> None:
         if using == alias and not watched:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core import management
 from django.core.management import CommandError, call_command
 from django.core.management.color import color_style
-from django.core.management.commands import migrate
-from django.db import IntegrityError, connection, migrations
+from django.db import IntegrityError, migrations
 from django.test import override_settings
 
 from safemigrate.management.commands.safemigrate import Command
@@ -417,33 +414,4 @@ def test_a_run_inside_a_run(project: Project, law: Law) -> None:
     put_behind("django_migrations", to=1)
     out = project.migrate("app", command="safemigrate")
     assert out.count("Resynced public.django_migrations_id_seq") == 1
-    assert behind() == []
-
-
-class InAThread(migrate.Command):
-    """As django-pgschemas has it with ``--parallel``: a thread has connections of its own."""
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        def work() -> None:
-            try:
-                super(InAThread, self).handle(*args, **options)
-            finally:
-                connection.close()
-
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(work).result()
-
-
-def test_a_migrate_that_works_in_threads_loses_nothing(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(management.get_commands(), "migrate", InAThread())
-    project.migrate()
-    execute("INSERT INTO auth_group (name) SELECT g FROM generate_series(1, 3) AS g")
-    insert = "INSERT INTO auth_group (name) VALUES ('new') ON CONFLICT (id) DO NOTHING"
-    project.migration(run_python(lambda *_: execute(insert)))
-    put_behind()
-    printed = project.migrate("app", command="safemigrate")
-    assert "Resynced public.auth_group_id_seq from 1 to 4" in printed
-    assert value("SELECT max(id) FROM auth_group") == 4
     assert behind() == []
