@@ -102,9 +102,14 @@ class Wrapper:
                 return
             self._swept.add(schema)
             schemas = current_schemas(self.connection) if schema else None
-            spares = self._disturbed.has_given if schema in self._swept_before else None
+            is_second = schema in self._swept_before
             self._swept_before.add(schema)
-            for finding in sweep(self.connection, schemas=schemas, move=self._move, spares=spares):
+            for finding in sweep(
+                self.connection,
+                schemas=schemas,
+                move=self._move,
+                leaves_alone=self._disturbed.has_given if is_second else None,
+            ):
                 self.audience.tell_of(finding, is_expected=self._move)
                 self._may_sweep_again |= finding.status == "unknown"
                 self._disturbed.mark(finding)

@@ -201,15 +201,16 @@ class MigrationLock:
                 self.migrating.close()
 
         holder: Holder | None = self._retrying(_is_rival, before_sleep)(self._attempt)
-        if holder is None:
-            self._prove()
         if has_waited:
             waited()
-        if holder is None and has_waited:
+        if holder is not None:
+            return False
+        self._prove()
+        if has_waited:
             if self.rival:
                 self._let_finish(self.rival, telling)
             self._retrying(lambda _: False, telling)(self._reconnect)
-        return holder is None
+        return True
 
     def _retrying(
         self, until: Callable[[Any], bool], before_sleep: Callable[[RetryCallState], None]

@@ -98,7 +98,7 @@ def models_of(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> li
     ]
 
 
-def place_of(connection: BaseDatabaseWrapper, model: Any) -> tuple[str | None, str]:
+def place_of_model(connection: BaseDatabaseWrapper, model: Any) -> tuple[str | None, str]:
     """Return the schema, None where it names none, and the name of a model's table.
 
     A db_table may hold a schema and quotes of its own: ``shop"."order``.
@@ -119,7 +119,7 @@ def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Nee
 
 
 def _needs(model: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
-    schema, table = place_of(connection, model)
+    schema, table = place_of_model(connection, model)
     for field in model._meta.local_concrete_fields:
         if field.primary_key:
             # One of the project's own may leave its numbers to the program.

@@ -11,7 +11,7 @@ from safemigrate import driver
 
 from .checking import checking, checking_table
 from .feeds import Feed, feeds_of_table, list_feeds
-from .needs import models_of, place_of
+from .needs import models_of, place_of_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -118,7 +118,7 @@ def feeds_of(
 
 def _elsewhere(connection: BaseDatabaseWrapper) -> list[int]:
     """List the oids of the tables of models that name their schema themselves."""
-    places = [place_of(connection, model) for model in models_of(connection)]
+    places = [place_of_model(connection, model) for model in models_of(connection)]
     named = [place for place in places if place[0] is not None]
     if not named:
         return []
@@ -143,7 +143,6 @@ def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]
         made = (through for through in throughs if through and through._meta.auto_created)
         for model in (each, *each._meta.get_parent_list(), *made):
             table = model._meta.db_table
-            # It may hold a schema and quotes of its own: 'shop"."order'.
             yield connection.ops.quote_name(table) if '"' in table else table
 
 

@@ -141,15 +141,15 @@ def sweep(
     *,
     schemas: Iterable[str] | None = None,
     move: bool = True,
-    spares: Callable[[Finding], bool] | None = None,
+    leaves_alone: Callable[[Finding], bool] | None = None,
 ) -> Iterator[Finding]:
     """Check every sequence of ``schemas`` (None: of all) once; yield what is not in sync.
 
-    With ``move`` those that are behind are resynced, but for what somebody ``spares``. Raises only
+    With ``move`` those that are behind are resynced, but for what it ``leaves_alone``. Raises only
     what the connection itself dies of.
     """
     suspects = _suspects(connection, schemas)
-    for finding in survey(connection, suspects, move=move, spares=spares):
+    for finding in survey(connection, suspects, move=move, leaves_alone=leaves_alone):
         if finding.status != "in sync":
             yield finding
 
@@ -178,17 +178,17 @@ def survey(
     terms: Terms = USUAL,
     *,
     move: bool = False,
-    spares: Callable[[Finding], bool] | None = None,
+    leaves_alone: Callable[[Finding], bool] | None = None,
 ) -> Iterator[Finding]:
     """Check sequences, a chunk at a time; with ``move`` resync those that are behind, one by one.
 
-    What somebody ``spares`` is neither moved nor told of. What can't be checked does not stop the
+    What it ``leaves_alone`` is neither moved nor yielded. What can't be checked does not stop the
     rest: it is a finding with an obstacle. Raises only what the connection itself dies of.
     """
     of_sequence = {group[0].sequence: group for group in feeds}
     for start in range(0, len(feeds), CHUNK):
         for each in _checked(connection, feeds[start : start + CHUNK], terms):
-            if spares and spares(each):
+            if leaves_alone and leaves_alone(each):
                 continue
             if move and each.is_behind and not each.obstacle:
                 group = of_sequence[each.sequence.oid]
