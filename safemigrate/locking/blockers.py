@@ -30,17 +30,18 @@ SELECT coalesce(lock.relation::pg_catalog.regclass::pg_catalog.text, '') AS rela
        coalesce(other.usename, '') AS role,
        coalesce(other.application_name, '') AS application_name,
        coalesce(pg_catalog.host(other.client_addr), '') AS client,
-       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - other.xact_start)::pg_catalog.float8
-           AS transaction_age,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) other.xact_start
+           )::pg_catalog.float8 AS transaction_age,
        coalesce(other.state, '') AS state,
        other.query
   FROM pg_catalog.pg_stat_activity AS waiting
   CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(waiting.pid)) AS blocker (pid)
   LEFT JOIN pg_catalog.pg_locks AS lock
-    ON lock.pid = waiting.pid AND NOT lock.granted
+    ON lock.pid OPERATOR(pg_catalog.=) waiting.pid AND NOT lock.granted
   LEFT JOIN pg_catalog.pg_stat_activity AS other
-    ON other.pid = blocker.pid
- WHERE waiting.pid = %s AND waiting.wait_event_type = 'Lock'
+    ON other.pid OPERATOR(pg_catalog.=) blocker.pid
+ WHERE waiting.pid OPERATOR(pg_catalog.=) %s
+   AND waiting.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
  ORDER BY other.xact_start
  LIMIT 1
 """

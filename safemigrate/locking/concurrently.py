@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from safemigrate import driver
 from safemigrate.sqltext import NAME, verb_of_one_statement
 
 if TYPE_CHECKING:
-    from safemigrate.driver import Cursor
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 # They may have committed a part of what they do.
 MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback start".split())
@@ -32,11 +33,11 @@ INVALID_INDEXES = """
 SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
   FROM pg_catalog.pg_index AS index
   JOIN pg_catalog.pg_class AS class
-    ON class.oid = index.indexrelid
+    ON class.oid OPERATOR(pg_catalog.=) index.indexrelid
   JOIN pg_catalog.pg_namespace AS space
-    ON space.oid = class.relnamespace
- WHERE index.indrelid = pg_catalog.to_regclass(%s)
-   AND class.relname = (pg_catalog.parse_ident(%s))[1]
+    ON space.oid OPERATOR(pg_catalog.=) class.relnamespace
+ WHERE index.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)::pg_catalog.oid
+   AND class.relname OPERATOR(pg_catalog.=) (pg_catalog.parse_ident(%s))[1]
    AND NOT index.indisvalid
 """
 
@@ -64,8 +65,10 @@ def does_not_wait(text: str) -> bool:
     return re.search(NOWAIT, text) is not None
 
 
-def invalid_indexes(cursor: Cursor, text: str) -> set[str]:
+def invalid_indexes(connection: BaseDatabaseWrapper, text: str) -> set[str]:
     """Name the INVALID index that is called as the one that the text creates CONCURRENTLY."""
     found = re.match(CREATE_INDEX, text)
-    rows = cursor.rows(INVALID_INDEXES, [found["table"], found["name"]]) if found else []
-    return {row.name for row in rows}
+    if found is None:
+        return set()
+    with driver.cursor(connection) as cursor:
+        return {row.name for row in cursor.rows(INVALID_INDEXES, [found["table"], found["name"]])}

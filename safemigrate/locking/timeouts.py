@@ -43,12 +43,12 @@ MOST_MILLISECONDS = 2**31 - 1  # the server's own limit
 SET_IN_OWN_SESSION = """
 SELECT pg_catalog.current_setting('lock_timeout') AS before,
        pg_catalog.set_config('lock_timeout', %s, false) AS ours
- WHERE pg_catalog.pg_backend_pid() = %s
+ WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) %s
 """
 # Not where the migration has set its own.
 REPLACE = """
 SELECT pg_catalog.set_config('lock_timeout', %s, false) AS now
- WHERE pg_catalog.current_setting('lock_timeout') = %s
+ WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) %s
 """
 
 DONE_IN_PART = "It was not retried, because a part of it may have been committed."
@@ -173,7 +173,7 @@ class _Waits:
             self._savepoint.begin(text)
         if many or not self._is_idle() or does_not_wait(text):
             return send()
-        there = self._invalid_indexes(text)
+        there = invalid_indexes(self.connection, text)
 
         def undo() -> str:
             is_whole = self._is_idle() and can_be_repeated(text)
@@ -181,15 +181,14 @@ class _Waits:
 
         return self._retry(send, undo, since=monotonic() if is_long else None)
 
-    def _invalid_indexes(self, text: str) -> set[str]:
-        with driver.cursor(self.connection) as cursor:
-            return invalid_indexes(cursor, text)
-
     def _drop_left(self, text: str, there: set[str]) -> bool:
         """Drop the INVALID index that CREATE INDEX CONCURRENTLY has left, if it was not there."""
-        with suppress(Error), driver.cursor(self.connection) as cursor:
-            for left in invalid_indexes(cursor, text) - there:
-                with self._as_long_as_patience_lasts():
+        with suppress(Error):
+            for left in invalid_indexes(self.connection, text) - there:
+                with (
+                    self._as_long_as_patience_lasts(),
+                    driver.cursor(self.connection) as cursor,
+                ):
                     cursor.execute(f"DROP INDEX CONCURRENTLY {left}")
             return True
         return False
@@ -217,16 +216,7 @@ class _Waits:
             # It sends nothing; a cache of what the transaction has read ends with it.
             with transaction.atomic(using=self.connection.alias, savepoint=False):
                 state = step.run(step.state.clone())
-            # Django sends them when it leaves the transaction, too late for a retry.
-            is_deferring = bool(step.editor.deferred_sql)
-            while step.editor.deferred_sql:
-                step.editor.execute(step.editor.deferred_sql.pop(0), None)
-            with self.watcher.statement(self._pid):
-                may_record = savepoint.end()
-            if is_deferring and not may_record:
-                # As long as there is something to send, Django records the migration after the
-                # transaction, in which its role or search_path was another.
-                step.editor.deferred_sql.append("SELECT 1")
+            self._send_deferred(step, savepoint)
             return state
 
         def undo() -> str:
@@ -239,6 +229,19 @@ class _Waits:
                 return self._retry(attempt, undo)
         finally:
             self._savepoint = None
+
+    def _send_deferred(self, step: Step, savepoint: Savepoint) -> None:
+        """Send what Django sends as it leaves the transaction, which is too late for a retry."""
+        waiting = step.editor.deferred_sql
+        is_deferring = bool(waiting)
+        while waiting:
+            step.editor.execute(waiting.pop(0), None)
+        with self.watcher.statement(self._pid):
+            may_record = savepoint.end()
+        if is_deferring and not may_record:
+            # As long as there is something to send, Django records the migration after the
+            # transaction, in which its role or search_path was another.
+            waiting.append("SELECT 1")
 
     # Both.
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # client was told. Not if the server has it on already.
 REPLACE = """
 SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)
- WHERE pg_catalog.current_setting('client_connection_check_interval', true) = %s
-   AND pg_catalog.pg_backend_pid() = %s
+ WHERE pg_catalog.current_setting('client_connection_check_interval', true)
+       OPERATOR(pg_catalog.=) %s
+   AND pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) %s
 """
 OFF, ON = "0", "500ms"
 

@@ -14,7 +14,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from safemigrate import driver
 
 from .catalogue import code_of_others
-from .checking import SETTINGS, checking
+from .checking import SETTINGS, checking, checking_table
 from .collations import mismatches
 from .feeds import FEEDS
 from .needs import WANTED, Loss, Need, parameters_of
@@ -188,14 +188,13 @@ KEY = (
     "ALTER TABLE {table} ADD PRIMARY KEY ({column});",
 )
 
-# An INSERT into the table as the session finds it now. A rule may send it elsewhere, and a
-# partition may have a trigger of its own.
+# A rule may send an INSERT elsewhere, and a partition may have a trigger of its own.
 CANNOT_RECORD = f"""
     SELECT n.nspname AS schema
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s
-    WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind = 'r' AND NOT c.relhasrules
+    WHERE c.oid = %s AND c.relkind = 'r' AND NOT c.relhasrules
       AND a.attnotnull AND {IS_UNFILLED} AND NOT {HAS_TRIGGER}
 """
 
@@ -260,8 +259,7 @@ def restore(connection: BaseDatabaseWrapper, loss: Loss) -> None:
 def record_that_takes_no_row(connection: BaseDatabaseWrapper) -> str | None:
     """Name the schema of a ``django_migrations`` whose key nothing fills, else return None."""
     options = MigrationRecorder.Migration._meta
-    with driver.aside(connection) as cursor:
-        row = cursor.row(
-            CANNOT_RECORD, [options.pk.column, connection.ops.quote_name(options.db_table)]
-        )
+    table = connection.ops.quote_name(options.db_table)  # as a statement of Django's names it
+    with checking_table(connection, table) as (cursor, oid):
+        row = cursor.row(CANNOT_RECORD, [options.pk.column, oid])
     return str(row.schema) if row else None

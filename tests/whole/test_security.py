@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.db.migrations import Migration, RunSQL
+from django.db.models.signals import pre_migrate
 
+from safemigrate import driver
+from safemigrate.locking.blockers import WHO_BLOCKS
+from safemigrate.locking.concurrently import invalid_indexes
+from safemigrate.locking.lock import migration_lock
+from safemigrate.locking.timeouts import lock_timeout
+from safemigrate.sequences.losses import record_that_takes_no_row
 from safemigrate.sequences.sweep import sweep
 from tests.support.databases import execute, next_value, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.project import Project
 
 # Roles are the whole server's, and another run of these tests may be there.
 MALLORY = f"mallory_{os.getpid()}"
@@ -85,9 +95,14 @@ IMPOSTORS = """
     CREATE TABLE pg_sequence (seqrelid oid);
 """
 OPERATORS = [
-    (sign, kind)
-    for sign in ("=", "<>", "<", "<=", ">", ">=", "~")
-    for kind in ("oid", "name", "bigint", "integer", "numeric", '"char"', "text", "boolean")
+    *(
+        (sign, kind, kind)
+        for sign in ("=", "<>", "<", "<=", ">", ">=", "~")
+        for kind in ("oid", "name", "bigint", "integer", "numeric", '"char"', "text", "boolean")
+    ),
+    # The server has none of just these types: they are found in whatever place of the search_path.
+    ("=", "oid", "regclass"),
+    ("<>", "oid", "regnamespace"),
 ]
 UNTRAPPED = [
     "plain",
@@ -113,12 +128,12 @@ def mallory(database: str) -> Iterator[None]:
         for table in [*UNTRAPPED, *TRAPPED, "with_statistics"]:
             execute(f"INSERT INTO {table} (id) VALUES (7)")
         execute(IMPOSTORS)
-        for sign, kind in OPERATORS:
+        for sign, left, right in OPERATORS:
             execute(
-                f"CREATE OR REPLACE FUNCTION impostor({kind}, {kind}) RETURNS boolean LANGUAGE "
+                f"CREATE OR REPLACE FUNCTION impostor({left}, {right}) RETURNS boolean LANGUAGE "
                 "plpgsql IMMUTABLE AS $$ BEGIN PERFORM mallory.ring(); RETURN true; END $$;"
                 f"CREATE OPERATOR {sign} "
-                f"(LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = mallory.impostor)"
+                f"(LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = mallory.impostor)"
             )
         execute("RESET ROLE; RESET search_path")
         execute(f'ALTER DATABASE "{database}" SET search_path = mallory, pg_catalog, public')
@@ -217,3 +232,45 @@ def test_a_superuser_s_sweep_runs_nothing_of_others(mallory: None, is_ours: bool
     statuses = {key.table: finding.status for finding in found for key in finding.sequence.keys}
     assert {statuses[table] for table in untrapped()} == {"resynced"}
     assert {statuses[table] for table in trapped()} == {"unknown"}
+
+
+@pytest.fixture
+def bait(mallory: None) -> None:
+    """Have something there that is not left out before an operator of mallory's is asked."""
+    execute(
+        "CREATE TABLE mallory.keyless (id int NOT NULL); CREATE INDEX i ON mallory.keyless (id);"
+        "UPDATE pg_catalog.pg_index SET indisvalid = false "
+        "WHERE indexrelid OPERATOR(pg_catalog.=) 'mallory.i'::regclass::pg_catalog.oid"
+    )
+
+
+@pytest.mark.usefixtures("bait")
+def test_what_is_asked_on_the_session_s_own_search_path_runs_nothing_of_others() -> None:
+    """Where a name means what a statement of the run would mean by it."""
+    execute("CREATE TABLE mallory.django_migrations (id int)")
+    with driver.cursor(connection) as ours:
+        ours.rows(WHO_BLOCKS, [0])
+    with (
+        migration_lock(connection, patience=5, tell=print),
+        lock_timeout(connection, 5, patience=5, retry_python=False, tell=print),
+    ):
+        pre_migrate.send(None, using="default", plan=[(Migration("m", "m"), False)])
+        invalid_indexes(connection, "CREATE INDEX CONCURRENTLY i ON plain (id)")
+        record_that_takes_no_row(connection)
+    assert not has_rung()
+
+
+@pytest.mark.usefixtures("bait")
+@pytest.mark.parametrize("options", [(), ("--lock-timeout", "5")], ids=["", "with a lock timeout"])
+def test_a_superuser_s_run_runs_nothing_of_others(
+    project: Project, options: tuple[str, ...]
+) -> None:
+    """Under a search_path that asks mallory last: public, say, where everybody may create."""
+    name = connection.settings_dict["NAME"]
+    execute(f'ALTER DATABASE "{name}" SET search_path = public, mallory')
+    connection.close()
+    project.migrate()
+    index = "CREATE INDEX CONCURRENTLY i ON public.django_migrations (app)"
+    project.migration(RunSQL(index), atomic=False)
+    project.migrate(*options, command="safemigrate")
+    assert not has_rung()
