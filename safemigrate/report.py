@@ -202,9 +202,9 @@ class Audience:
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and those that caused it, each once."""
-    met: list[BaseException] = []
-    while error is not None and error not in met:
-        met.append(error)
+    met: dict[int, BaseException] = {}  # by identity: == may be of the error's own, and fail
+    while error is not None and id(error) not in met:
+        met[id(error)] = error
         yield error
         error = error.__cause__ or error.__context__
 

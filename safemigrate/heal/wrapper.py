@@ -193,7 +193,7 @@ class Wrapper:
         )
         try:
             return retrying(send_again)
-        except Error as last:
+        except Exception as last:  # noqa: BLE001 - whatever it is, the first is the run's
             self.audience.explain(failure, f"It was retried, and failed: {one_line(str(last))}")
         raise failure
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group
 from django.core import serializers
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import Error, IntegrityError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test import override_settings
@@ -146,6 +146,39 @@ def test_another_error_of_the_retry_is_told(groups: None) -> None:
         with pytest.raises(IntegrityError, match="auth_group_pkey") as raised:
             Group.objects.create(name=rows("SELECT name FROM auth_group")[0][0])
     assert "auth_group_name" in note_of(raised.value)
+
+
+def test_what_else_a_retry_meets_gives_way_to_the_first_error(groups: None) -> None:
+    """Another wrapper's own exception, say."""
+    attempts: list[str] = []
+
+    def refuse(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        attempts.append(sql)
+        if len(attempts) > 1:
+            raise RuntimeError("one statement, and no more")
+        return run(sql, params, many, context)
+
+    with safemigrate.healing():
+        put_behind("auth_group")
+        with (
+            pytest.raises(IntegrityError, match="auth_group_pkey") as raised,
+            connection.execute_wrapper(refuse),
+        ):
+            execute("INSERT INTO auth_group (name) VALUES ('new')")
+    assert note_of(raised.value) == "It was retried, and failed: one statement, and no more"
+
+
+def test_errors_that_cannot_be_compared(groups: None) -> None:
+    """The hash of a ValidationError takes that of the model instances that it names."""
+
+    def invalid() -> ValidationError:
+        return ValidationError("Not %(group)s.", params={"group": Group()})
+
+    with pytest.raises(ValidationError, match="Not"), safemigrate.healing():
+        try:
+            raise invalid()
+        except ValidationError as cause:
+            raise invalid() from cause
 
 
 def test_rows_that_a_generator_has_given_are_not_asked_for_again(groups: None) -> None:
