@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 
@@ -91,10 +91,15 @@ def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
 
     Raises LookupError for a label that no installed app has.
     """
-    models = apps.get_app_config(label).get_models(include_auto_created=True)
-    names = [connection.ops.quote_name(model._meta.db_table) for model in models]
+    models = list(apps.get_app_config(label).get_models(include_auto_created=True))
+    names = [
+        connection.ops.quote_name(model._meta.db_table)
+        for model in models
+        if place_of_model(connection, model)[0] is None
+    ]
     with driver.aside(connection) as cursor:
-        return [row.oid for row in cursor.rows(TABLES, [names])]
+        current = [row.oid for row in cursor.rows(TABLES, [names])]
+    return [*current, *_elsewhere(connection, models)]
 
 
 def feeds_of(
@@ -107,7 +112,11 @@ def feeds_of(
     for a table that is not there.
     """
     if not what:
-        return feeds_in(connection, current_schemas(connection), tables=_elsewhere(connection))
+        return feeds_in(
+            connection,
+            current_schemas(connection),
+            tables=_elsewhere(connection, models_of(connection)),
+        )
     found: dict[int, set[Feed]] = {}
     for name in dict.fromkeys(_names_of(connection, what)):
         with _table(connection, name) as (cursor, oid):
@@ -116,9 +125,9 @@ def feeds_of(
     return [sorted(group) for group in found.values()]
 
 
-def _elsewhere(connection: BaseDatabaseWrapper) -> list[int]:
-    """List the oids of the tables of models that name their schema themselves."""
-    places = [place_of_model(connection, model) for model in models_of(connection)]
+def _elsewhere(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[int]:
+    """List the oids of the tables of those models that name their schema themselves."""
+    places = [place_of_model(connection, model) for model in models]
     named = [place for place in places if place[0] is not None]
     if not named:
         return []
