@@ -37,7 +37,7 @@ from safemigrate.locking.errors import (
 from safemigrate.locking.holder import Holder, holder_of, name_of_run
 from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
 from safemigrate.locking.twin import dial, knock, twin
-from safemigrate.locking.wait import Telling, within
+from safemigrate.locking.wait import Telling, error_of, within
 from safemigrate.locking.watching import watching
 from safemigrate.plans import receiving
 from safemigrate.printing import first_line, printable_ascii
@@ -225,14 +225,14 @@ class MigrationLock:
         )
 
     def _give_up(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
+        error = error_of(state)
         if error or self.rival is None:
             cause = error.__cause__ if error else None
             raise LockUnavailableError(self.alias, cause) from cause
         raise LockTimeoutError(self.alias, self.patience, self.rival)
 
     def _sentence(self, state: RetryCallState) -> str:
-        error = state.outcome.exception() if state.outcome else None
+        error = error_of(state)
         why = first_line(error.__cause__) if error else f"held by {self.rival}"
         return printable_ascii(
             f"Waiting up to {self.patience:g} s for the migration lock of database "

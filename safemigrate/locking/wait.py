@@ -55,8 +55,12 @@ def wait_for_database(
 
 
 def _sentence(alias: str, patience: float, state: RetryCallState) -> str:
-    error = state.outcome.exception() if state.outcome else None
-    return f'Waiting up to {patience:g} s for database "{alias}": {first_line(error)}'
+    return f'Waiting up to {patience:g} s for database "{alias}": {first_line(error_of(state))}'
+
+
+def error_of(state: RetryCallState) -> BaseException | None:
+    """Return what the last attempt has failed with."""
+    return state.outcome.exception() if state.outcome else None
 
 
 def within(patience: float, wait: wait_base) -> Callable[[RetryCallState], float]:

@@ -93,7 +93,7 @@ class Json(Format):
             "vendor": tally.vendor,
             "headroom": tally.headroom,
             "sequences": self._sequences,
-            "lost": [losses.document(loss) for loss in tally.lost],
+            "lost": [loss._asdict() for loss in tally.lost],
             "summary": {status: tally.counts[status] for status in get_args(Status)},
             "error": error or None,
         }

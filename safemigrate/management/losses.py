@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import Error
 
@@ -67,14 +67,3 @@ def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
             yield from ("BEGIN;", *SETTINGS, *loss.sql, "COMMIT;")
         else:
             yield from map(comment, loss.sql)
-
-
-def document(loss: Loss) -> dict[str, Any]:
-    return {
-        "schema": loss.schema,
-        "table": loss.table,
-        "column": loss.column,
-        "status": loss.status,
-        "reason": loss.reason,
-        "sql": list(loss.sql),
-    }

@@ -60,21 +60,19 @@ class _Choices(NamedTuple):
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> _Choices:
-        def number(name: str, setting: Callable[[], int]) -> int:
+        def chosen(name: str, convert: Callable[[object], Any]) -> Any:
             given = options.get(name)
-            return setting() if given is None else whole_number(given)
+            return getattr(conf, name)() if given is None else convert(given)
 
         try:
             return cls(
-                max_retries=number("max_retries", conf.max_retries),
+                max_retries=chosen("max_retries", whole_number),
                 heal=conf.heal() and not options.get("no_heal"),
                 lock=conf.lock() and not options.get("no_lock"),
-                lock_wait=number("lock_wait", conf.lock_wait),
-                wait_for_database=number("wait_for_database", conf.wait_for_database),
-                lock_timeout=seconds(options["lock_timeout"])
-                if options.get("lock_timeout") is not None
-                else conf.lock_timeout(),
-                lock_patience=number("lock_patience", conf.lock_patience),
+                lock_wait=chosen("lock_wait", whole_number),
+                wait_for_database=chosen("wait_for_database", whole_number),
+                lock_timeout=chosen("lock_timeout", seconds),
+                lock_patience=chosen("lock_patience", whole_number),
                 retry_python=bool(options.get("retry_python")),
             )
         except (ArgumentTypeError, ImproperlyConfigured) as error:

@@ -25,7 +25,7 @@ from tenacity import (
 
 from safemigrate.driver import deadline, is_of_the_connection, sqlstate
 from safemigrate.locking.twin import LONGEST_ATTEMPT, SHORTEST_ATTEMPT, twin
-from safemigrate.locking.wait import Telling, within
+from safemigrate.locking.wait import Telling, error_of, within
 from safemigrate.management.arguments import seconds, whole_number
 from safemigrate.printing import first_line
 
@@ -171,7 +171,7 @@ class Command(BaseCommand):
 
     def _reason(self, state: RetryCallState) -> str:
         on = f'database "{self.alias}"'
-        if error := _error(state):
+        if error := error_of(state):
             return f"{on}: {first_line(error)}"
         missing = _missing(state)
         first = ".".join(missing[0])
@@ -179,7 +179,7 @@ class Command(BaseCommand):
         return f"migrations on {on}: {first}{more}"
 
     def _give_up(self, state: RetryCallState) -> None:
-        if error := _error(state):
+        if error := error_of(state):
             raise CommandError(
                 f'Gave up after {self.timeout} s: database "{self.alias}": {first_line(error)}'
             ) from error
@@ -194,10 +194,6 @@ class Command(BaseCommand):
         if self.verbosity >= 1:
             self.stdout.write(text)
             self.stdout.flush()
-
-
-def _error(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
 
 
 def _missing(state: RetryCallState) -> list[Key]:
