@@ -81,7 +81,7 @@ def check_databases(
 
 def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
     # Every process registers the checks, and few ask a database.
-    from safemigrate.sequences.losses import losses  # noqa: PLC0415
+    from safemigrate.sequences.losses import find_losses  # noqa: PLC0415
     from safemigrate.sequences.needs import needs_of_apps  # noqa: PLC0415
     from safemigrate.sequences.scope import current_schemas, feeds_of  # noqa: PLC0415
     from safemigrate.sequences.sweep import survey  # noqa: PLC0415
@@ -89,7 +89,7 @@ def _warnings(connection: BaseDatabaseWrapper) -> Iterator[checks.CheckMessage]:
     alias = connection.alias
     try:
         findings = list(survey(connection, feeds_of(connection)))
-        lost = losses(connection, needs_of_apps(connection), current_schemas(connection))
+        lost = find_losses(connection, needs_of_apps(connection), current_schemas(connection))
     except Error as error:
         yield checks.Warning(
             f"The database {alias!r} could not be checked: {one_line(str(error))}",

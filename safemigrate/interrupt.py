@@ -34,6 +34,9 @@ class Terminated(KeyboardInterrupt):
     status = 128 + signal.SIGTERM
 
 
+_handler_has_run = threading.Event()
+
+
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
     """Raise Terminated on SIGTERM, and let neither it nor Ctrl-C wait for a statement to end.
@@ -49,7 +52,7 @@ def ending_on_signals() -> Iterator[None]:
     if not is_ours:
         yield
         return
-    _has_ended.clear()
+    _handler_has_run.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with _Canceller() if driver.WAITS_IN_C else nullcontext():
@@ -59,11 +62,8 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-_has_ended = threading.Event()
-
-
 def _terminate(signum: int, frame: Any) -> None:
-    _has_ended.set()
+    _handler_has_run.set()
     raise Terminated
 
 
@@ -116,7 +116,7 @@ with suppress(AttributeError):  # Windows does not fork
 
 def _end_in_time() -> None:
     """End as without a handler where none is run: psycopg2 connects in C, for minutes maybe."""
-    if not _has_ended.wait(PATIENCE):
+    if not _handler_has_run.wait(PATIENCE):
         with suppress(OSError):
             os.write(2, b"safemigrate: Ended by SIGTERM, though the server has not answered.\n")
         os._exit(Terminated.status)

@@ -81,10 +81,8 @@ def healing_migrate(
         """Return this thread's wrapper: a project's own ``migrate`` may work in threads."""
         for connection in _connections(using):
             if wrapper_of(connection) is None:
-                wrapper = _install(connection, max_retries, move=heal)
+                wrapper = _install(stack, connection, max_retries, move=heal)
                 wrapper.audience.reports.append(report)
-                # The connection may end with its thread.
-                stack.callback(_remove, weakref.ref(wrapper))
         return wrapper_of(connections[using])
 
     def sweep(using: str, plan: Any) -> None:
@@ -116,8 +114,7 @@ def _wrapped(
         for connection in _connections(using):
             wrapper = wrapper_of(connection)
             if wrapper is None:
-                wrapper = _install(connection, retries, move=move)
-                stack.callback(_remove, weakref.ref(wrapper))
+                wrapper = _install(stack, connection, retries, move=move)
                 wrappers.append(wrapper)
             wrapper.audience.reports.append(report)
             stack.callback(wrapper.audience.reports.remove, report)
@@ -127,7 +124,9 @@ def _wrapped(
 
 def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrapper]:
     met: list[BaseDatabaseWrapper] = []
-    for alias in connections if using is None else [using] if isinstance(using, str) else using:
+    if isinstance(using, str):
+        using = [using]
+    for alias in connections if using is None else using:
         try:
             connection = connections[alias]
         except ImproperlyConfigured:
@@ -157,9 +156,12 @@ def wrapper_of(connection: BaseDatabaseWrapper) -> Wrapper | None:
     return next((each for each in wrappers if isinstance(each, Wrapper)), None)
 
 
-def _install(connection: BaseDatabaseWrapper, retries: int, *, move: bool) -> Wrapper:
+def _install(
+    stack: ExitStack, connection: BaseDatabaseWrapper, retries: int, *, move: bool
+) -> Wrapper:
     wrapper = Wrapper(connection, retries=retries, move=move)
     connection.execute_wrappers.append(wrapper)
+    stack.callback(_remove, weakref.ref(wrapper))  # a thread's connection ends with the thread
     return wrapper
 
 

@@ -10,7 +10,7 @@ from django.db import IntegrityError, connections
 from safemigrate import driver
 from safemigrate.printing import command_line, one_line
 from safemigrate.report import chain
-from safemigrate.sequences.losses import losses
+from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.recheck import resync_constraint
 from safemigrate.sqltext import verb_of_one_statement
@@ -112,7 +112,7 @@ class Judge:
         self._audience = audience
         self._move = move
 
-    def heals(self, error: BaseException, *, refusal: str = "", text: str = "") -> bool:
+    def may_retry(self, error: BaseException, *, refusal: str = "", text: str = "") -> bool:
         """Resync what ``error`` collided on; return whether to retry. Never raises.
 
         A retry can help where a sequence has moved, if only by the draw that failed; ``refusal``
@@ -166,7 +166,7 @@ class Judge:
                 command = command_line(where, "--check", schema=collision.schema)
                 self._audience.explain(error, LATER.format(table=collision, command=command))
             else:
-                self.heals(error, refusal=ROLLED_BACK if using else UNSEEN)
+                self.may_retry(error, refusal=ROLLED_BACK if using else UNSEEN)
 
     def _is_the_only_one(self) -> bool:
         """Tell whether an error that came with a COMMIT can only be this connection's."""
@@ -182,7 +182,7 @@ class Judge:
             return
         schema, table, column = diag.schema_name, diag.table_name, diag.column_name
         needs = [each for each in needs_of_apps(self._connection) if each.table == table]
-        for loss in losses(self._connection, needs, [schema], force=True):
+        for loss in find_losses(self._connection, needs, [schema], force=True):
             if loss.place == (schema, table, column) and loss.status == "lost default":
                 command = command_line(self._connection.alias, "--restore-defaults", schema=schema)
                 note = LOST_DEFAULT.format(

@@ -108,7 +108,7 @@ class Disturbed:
         drawn = check.columns - insert.columns
         return bool(drawn if given is None else drawn & given)
 
-    def settle(self, insert: Write, found: Recheck) -> None:
+    def remember_check(self, insert: Write, found: Recheck) -> None:
         self._checks[insert.name][insert.table] = found
 
     def draw(self, inserts: Iterable[Write], count: int | None) -> None:

@@ -42,11 +42,13 @@ class Wrapper:
         self._move = move
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
+        # The tenants swept since other runs may have written; those swept at all; and whether one
+        # more sweep may find what this one could not check.
         self._swept: set[str] = set()
         self._swept_before: set[str] = set()
         self._may_sweep_again = False
         # What the INSERT draws from and is still behind: told after it, for a failure is explained.
-        self._left: list[Finding] = []
+        self._still_behind: list[Finding] = []
 
     def __call__(
         self,
@@ -79,7 +81,7 @@ class Wrapper:
 
     def _prepare(self, heads: Heads) -> None:
         self.sweep()
-        self._left.clear()
+        self._still_behind.clear()
         for insert in heads.inserts:
             if self._disturbed.needs_recheck(insert, heads.leading):
                 self._recheck(insert)
@@ -132,14 +134,14 @@ class Wrapper:
             found = recheck(
                 self.connection,
                 insert.table,
-                given=insert.columns or frozenset(),
+                listed=insert.columns or frozenset(),
                 is_unchecked=self._disturbed.is_unchecked(insert),
-                disturbed=self._disturbed.given(insert),
+                given=self._disturbed.given(insert),
             )
-            self._disturbed.settle(insert, found)
+            self._disturbed.remember_check(insert, found)
             for finding in found.findings:
                 if finding.is_behind:
-                    self._left.append(finding)
+                    self._still_behind.append(finding)
                 else:
                     self.audience.tell_of(finding)
 
@@ -163,8 +165,8 @@ class Wrapper:
 
     def _learn(self, heads: Heads, count: int | None) -> None:
         """Remember what a statement has written, ``count`` rows, as far as its text says."""
-        while self._left:
-            self.audience.tell_of(self._left.pop())
+        while self._still_behind:
+            self.audience.tell_of(self._still_behind.pop())
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:
@@ -177,8 +179,8 @@ class Wrapper:
         self, failure: IntegrityError, send: Callable[[], Any], text: str, *, many: bool
     ) -> Any:
         refusal = why_not_retried(text, many=many, retries=self._retries)
-        heals = partial(self._judge.heals, refusal=refusal, text=text)
-        if not heals(failure):
+        may_retry = partial(self._judge.may_retry, refusal=refusal, text=text)
+        if not may_retry(failure):
             raise failure
 
         def send_again() -> Any:
@@ -187,7 +189,7 @@ class Wrapper:
                 return send()
 
         retrying = Retrying(
-            retry=retry_if_exception(heals),
+            retry=retry_if_exception(may_retry),
             stop=stop_after_attempt(self._retries),
             reraise=True,
         )

@@ -27,7 +27,7 @@ def checking_lock(
     It does no harm if the lock was lost and taken again, unless another run has dealt with one of
     the migrations in the meantime.
     """
-    was_lost = is_fresh = False
+    was_lost = was_just_checked = False
 
     def check(step: Step) -> None:
         nonlocal was_lost
@@ -41,14 +41,14 @@ def checking_lock(
                 raise LockLostError(connection.alias, why)
 
     def around(step: Step) -> ProjectState:
-        nonlocal is_fresh
-        if was_lost or not is_fresh or not step.editor.atomic_migration:
+        nonlocal was_just_checked
+        if was_lost or not was_just_checked or not step.editor.atomic_migration:
             check(step)
         state = step.run()
         if step.editor.atomic_migration:
             check(step)
         # Not where Django still has indexes and constraints to make before it commits.
-        is_fresh = step.editor.atomic_migration and not step.editor.deferred_sql
+        was_just_checked = step.editor.atomic_migration and not step.editor.deferred_sql
         return state
 
     with around_migrations(connection, around):

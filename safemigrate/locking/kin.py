@@ -16,14 +16,14 @@ from threading import enumerate as all_threads
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from safemigrate.locking.holder import hostname
+from .holder import hostname
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from safemigrate.locking.holder import Holder
+    from .holder import Holder
 
 Address = tuple[str, ...]
 

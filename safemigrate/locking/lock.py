@@ -1,5 +1,4 @@
-"""
-The migration lock: one run migrates a database, the others wait for it.
+"""The migration lock: one run migrates a database, the others wait for it.
 
 It is a transaction-level advisory lock on a connection of its own. It is polled: the snapshot of a
 session that waited for it in the server would deadlock with CREATE INDEX CONCURRENTLY. It is
@@ -27,21 +26,22 @@ from tenacity import (
 )
 
 from safemigrate import driver
-from safemigrate.locking.errors import (
+from safemigrate.plans import receiving
+from safemigrate.printing import first_line, printable_ascii
+from safemigrate.report import logger
+
+from .errors import (
     LockError,
     LockHeldByParentError,
     LockLostError,
     LockTimeoutError,
     LockUnavailableError,
 )
-from safemigrate.locking.holder import Holder, holder_of, name_of_run
-from safemigrate.locking.kin import is_held_by_kin, is_kin, is_parent, known_to_kin
-from safemigrate.locking.twin import dial, knock, twin
-from safemigrate.locking.wait import Telling, error_of, within
-from safemigrate.locking.watching import watching
-from safemigrate.plans import receiving
-from safemigrate.printing import first_line, printable_ascii
-from safemigrate.report import logger
+from .holder import Holder, holder_of, name_of_run
+from .kin import is_held_by_kin, is_kin, is_parent, known_to_kin
+from .twin import dial, knock, twin
+from .wait import Telling, error_of, within
+from .watching import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,8 +64,7 @@ def migration_lock(
     tell: Callable[[str], None],
     waited: Callable[[], None] = lambda: None,
 ) -> Iterator[MigrationLock]:
-    """
-    Hold the connection's migration lock, waiting for it up to ``patience`` seconds (0: try once).
+    """Hold the migration lock, waiting for it up to ``patience`` seconds (0: try once).
 
     ``waited`` is called after a wait, in which other runs may have migrated, and before anything is
     sent on the connection again.

@@ -46,7 +46,8 @@ class Savepoint:
     def __init__(self, connection: BaseDatabaseWrapper, timeout: str) -> None:
         self.connection = connection
         self.timeout = timeout  # for this transaction alone; empty if the session has it
-        self.is_alone: bool | None = None  # when the first statement has come
+        # None until the first statement; then, whether no transaction had begun before it.
+        self.is_alone: bool | None = None
         self.has_begun = False
         self.has_savepoint = False
         self.has_run_python = False

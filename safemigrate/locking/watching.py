@@ -31,8 +31,7 @@ OFF, ON = "0", "500ms"
 
 @contextmanager
 def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """
-    Let the server end this session's statement, uncommitted, once its client is gone.
+    """Let the server end this session's statement, uncommitted, once its client is gone.
 
     Otherwise a killed run's statement goes on, and commits. It takes PostgreSQL 14 or later, on a
     platform that supports it. Nothing is sent in a transaction or behind a pooler, and nothing

@@ -83,6 +83,9 @@ subscribed AS MATERIALIZED (
       ON b.oid = u.subdbid AND b.datname = pg_catalog.current_database()
     WHERE u.subenabled
 ),
+-- Of the unique indexes that hold a column: is_unique, there is one; is_whole, one without a
+-- predicate; is_alone, such a one without other columns than the partition key's; is_primary, the
+-- primary key. is_indexed: one that a max() can use leads with it, in every leaf.
 key AS (
     SELECT f.sequence AS fed_by, f.is_bare AS key_is_bare, c.oid AS key_relation,
            a.attnum AS key_attribute, n.nspname AS key_schema, c.relname AS key_table,

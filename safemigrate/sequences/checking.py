@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
 INSUFFICIENT_PRIVILEGE = "42501"
+# For a lock. The long one is waited only once in a sweep, not for each of many locked tables.
+LONG_WAIT, SHORT_WAIT = "1s", "50ms"
 
 RESOLVE = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid AS oid"
 # With constraint exclusion the planner would evaluate CHECK constraints, which anybody may write.
@@ -43,7 +45,7 @@ SETTINGS = f"""
 
 
 @contextmanager
-def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = "1s") -> Iterator[Cursor]:
+def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = LONG_WAIT) -> Iterator[Cursor]:
     """Give a cursor with the settings for a check, which end with the block."""
     with driver.aside(connection) as cursor:
         cursor.execute(SETTINGS, [lock_timeout])
@@ -69,8 +71,8 @@ def obstacle_of(error: Exception) -> Obstacle:
     """Say what kept a check from being done, from the error that the server gave it."""
     state = driver.sqlstate(error)
     if state == driver.LOCK_NOT_AVAILABLE:
-        reason = "the table was locked for longer than 1 s"
-        return Obstacle(reason, "try again when it is not", hinders=Hinders.CHECKING)
+        cure = "try again when it is not"
+        return Obstacle("the table was locked", cure, hinders=Hinders.CHECKING)
     if state == INSUFFICIENT_PRIVILEGE:
         return Obstacle(
             f"not everything can be read ({one_line(str(error))})",

@@ -231,7 +231,7 @@ SELECT f.sequence, f.relation, f.attribute, f.is_bare,
            SELECT FROM lineage AS l
            JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = l.oid AND r.ev_type = '3')
        AND NOT EXISTS (
-           -- Before an INSERT or each of its rows, or instead of it.
+           -- Before an INSERT or each of its rows (2 and 4), or instead of it (64).
            SELECT FROM lineage AS l
            JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = l.oid
            WHERE NOT g.tgisinternal AND (g.tgtype & 6 = 6 OR g.tgtype & 68 = 68)) AS is_sole

@@ -39,7 +39,7 @@ HAS_TRIGGER = """
                SELECT FROM pg_catalog.pg_trigger AS g
                JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
                WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
-                 AND g.tgtype & 7 = 7  -- before each row of an INSERT
+                 AND g.tgtype & 7 = 7  -- for each row (1), before it (2), INSERT (4)
                  AND p.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace)"""
 
 # A table that inherits draws from its parent's sequence as a matter of course. A sequence of
@@ -199,7 +199,7 @@ CANNOT_RECORD = f"""
 """
 
 
-def losses(
+def find_losses(
     connection: BaseDatabaseWrapper,
     needs: list[Need],
     schemas: Iterable[str] | None,

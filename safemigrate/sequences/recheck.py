@@ -33,7 +33,7 @@ SELECT t.oid,
                    AND d.refobjsubid = a.attnum))
            ORDER BY a.attnum) AS columns,
        EXISTS (
-           -- Before each row of an INSERT.
+           -- Before each row of an INSERT: 1 is for each row, 2 before it, 4 an INSERT.
            SELECT FROM pg_catalog.pg_trigger AS g
            WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7) AS is_filled,
        EXISTS (
@@ -74,15 +74,15 @@ def recheck(
     connection: BaseDatabaseWrapper,
     table: str,
     *,
-    given: frozenset[str] = frozenset(),
+    listed: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
-    disturbed: frozenset[str] | None = frozenset(),
+    given: frozenset[str] | None = frozenset(),
 ) -> Recheck:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
-    Those are the ones that feed other columns than ``given``. One whose next value is taken is
-    resynced. Where the table ``is_unchecked``, every sequence that is behind is, but for those of
-    columns for which the run itself has supplied values: ``disturbed``, None for any. Waits for the
+    Those are the ones that feed other columns than the statement has ``listed``. One whose next
+    value is taken is resynced. Where the table ``is_unchecked``, every sequence that is behind is,
+    except where the run itself has ``given`` values for its column (None: for any). Waits for the
     table's lock as long as the INSERT would. Of a table that is not there nothing is found.
     """
     with checking_table(connection, table) as (cursor, oid):
@@ -94,10 +94,11 @@ def recheck(
         found: list[tuple[Finding, int | None]] = []
         for sequence, columns in zip(sequences, fed, strict=True):
             if not is_unchecked:
-                if not columns or not columns <= given:
+                if not columns or not columns <= listed:
                     found.append(_resync_if_taken(cursor, sequence, own))
-            elif disturbed is not None and not columns & disturbed:
+            elif given is not None and not columns & given:
                 found.append((resync_if_behind(cursor, sequence), None))
+    # What was left out may be taken at once: then the next INSERT checks again.
     stretches = [free for _, free in found if free is not None]
     free = min(stretches, default=None) if len(found) == len(sequences) else 0
     findings = [finding for finding, _ in found if finding.moved_to is not None or is_unchecked]

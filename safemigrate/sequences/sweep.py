@@ -10,7 +10,7 @@ from django.db import Error
 from safemigrate import driver
 
 from .catalogue import code_of_others, nameless, sequences_of
-from .checking import checking, obstacle_of
+from .checking import LONG_WAIT, SHORT_WAIT, checking, obstacle_of
 from .feeds import LISTING, Feed, list_feeds
 from .finding import Finding
 from .resync import move_past
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # This many checks share a transaction: more would save few round trips, and take more of the
 # server's shared lock table, whose default size is 6,400.
 CHUNK = 500
-# A second is waited only once, not for each of many locked tables.
-SHORT_WAIT = "50ms"
 
 LISTING_OF_SETTING = LISTING % {
     "tables": "'{}'",
@@ -201,7 +199,7 @@ def _checked(
     connection: BaseDatabaseWrapper,
     feeds: Rows[list[Feed]],
     terms: Terms,
-    lock_timeout: str = "1s",
+    lock_timeout: str = LONG_WAIT,
 ) -> list[Finding]:
     """Check sequences together, or by halves if that fails."""
     sequences: list[Sequence] = []

@@ -171,14 +171,10 @@ def test_what_else_a_retry_meets_gives_way_to_the_first_error(groups: None) -> N
 def test_errors_that_cannot_be_compared(groups: None) -> None:
     """The hash of a ValidationError takes that of the model instances that it names."""
 
-    def invalid() -> ValidationError:
-        return ValidationError("Not %(group)s.", params={"group": Group()})
-
+    first, second = (ValidationError("Not %(group)s.", params={"group": Group()}) for _ in range(2))
+    second.__cause__ = first
     with pytest.raises(ValidationError, match="Not"), safemigrate.healing():
-        try:
-            raise invalid()
-        except ValidationError as cause:
-            raise invalid() from cause
+        raise second
 
 
 def test_rows_that_a_generator_has_given_are_not_asked_for_again(groups: None) -> None:

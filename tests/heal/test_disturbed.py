@@ -82,7 +82,7 @@ def test_an_insert_that_gives_the_key_itself_does_not() -> None:
 def test_only_what_a_sequence_feeds_is_drawn_once_that_is_known() -> None:
     for given in (ID | NAME, None):
         disturbed = after(given)
-        disturbed.settle(write(ID), Recheck(ID, [], 0))
+        disturbed.remember_check(write(ID), Recheck(ID, [], 0))
         assert not needs_recheck(disturbed, ID)
         assert needs_recheck(disturbed, NAME)
 
@@ -100,7 +100,7 @@ def test_an_update_gives_a_key_as_well() -> None:
 def settled(free: int | None) -> Disturbed:
     """Remember a key that was given, and that a check has found so many values free."""
     disturbed = after(ID)
-    disturbed.settle(write(NAME), Recheck(ID, [], free))
+    disturbed.remember_check(write(NAME), Recheck(ID, [], free))
     return disturbed
 
 
@@ -141,7 +141,7 @@ def test_what_the_sweep_could_not_check_is_checked_once(hinders: Hinders, is_uni
     disturbed = swept(hinders, is_unique=is_unique)
     assert disturbed.is_unchecked(write(NAME))
     assert disturbed.needs_recheck(write(NAME), frozenset())
-    disturbed.settle(write(NAME), Recheck(ID, [], None))
+    disturbed.remember_check(write(NAME), Recheck(ID, [], None))
     assert not disturbed.is_unchecked(write(NAME))
     assert not needs_recheck(disturbed)
 
@@ -172,7 +172,7 @@ def test_what_was_not_checked_and_is_disturbed_is_a_disturbed_table_like_any_oth
 def test_what_ddl_may_alter_is_checked_again() -> None:
     for is_late in (True, False):
         disturbed = swept(Hinders.JUDGING if is_late else Hinders.CHECKING, is_unique=not is_late)
-        disturbed.settle(write(NAME), Recheck(ID, [], None))
+        disturbed.remember_check(write(NAME), Recheck(ID, [], None))
         disturbed.forget_late()
         assert disturbed.is_unchecked(write(NAME)) is is_late
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from django.db import connection
 
-from safemigrate.sequences.losses import losses
+from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import Loss, needs_of_apps
 from safemigrate.sequences.scope import current_schemas
 from tests.support.databases import binding, execute, value
@@ -30,7 +30,7 @@ INDEX = """
 
 
 def found() -> list[Loss]:
-    return losses(connection, needs_of_apps(connection), current_schemas(connection))
+    return find_losses(connection, needs_of_apps(connection), current_schemas(connection))
 
 
 def follow(loss: Loss) -> None:

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import modify_settings
 
-from safemigrate.sequences.losses import losses, restore
+from safemigrate.sequences.losses import find_losses, restore
 from safemigrate.sequences.needs import Loss, Need, needs_of_apps
 from safemigrate.sequences.scope import current_schemas, feeds_in
 from safemigrate.sequences.sweep import survey
@@ -33,7 +33,7 @@ DEFINITION = """
 
 
 def found() -> list[Loss]:
-    return losses(connection, needs_of_apps(connection), current_schemas(connection))
+    return find_losses(connection, needs_of_apps(connection), current_schemas(connection))
 
 
 def statuses() -> dict[str, list[str]]:
@@ -267,7 +267,7 @@ def test_a_schema_cloned_by_like(healthy: Project, template: str) -> None:
             """
         )
     needs = needs_of_apps(connection)
-    lost = losses(connection, needs, None)
+    lost = find_losses(connection, needs, None)
     if template != "serial":
         assert lost == []
         return
@@ -275,7 +275,7 @@ def test_a_schema_cloned_by_like(healthy: Project, template: str) -> None:
         ("b", TABLE, "foreign sequence")
     ]
     restore(connection, lost[0])
-    assert losses(connection, needs, None) == []
+    assert find_losses(connection, needs, None) == []
     largest = value(f"SELECT max(id) FROM b.{TABLE}")
     given = value(f"INSERT INTO b.{TABLE} (group_id, permission_id) VALUES (7, 7) RETURNING id")
     assert given == largest + 1
@@ -294,10 +294,10 @@ def test_a_clone_of_a_sequence_that_nobody_owns(healthy: Project) -> None:
         CREATE SEQUENCE b.{TABLE}_id_seq
         """
     )
-    (loss,) = losses(connection, needs_of_apps(connection), ["b"])
+    (loss,) = find_losses(connection, needs_of_apps(connection), ["b"])
     assert loss.status == "foreign sequence"
     restore(connection, loss)
-    assert losses(connection, needs_of_apps(connection), None) == []
+    assert find_losses(connection, needs_of_apps(connection), None) == []
     assert value(f"SELECT pg_get_serial_sequence('b.{TABLE}', 'id')") == f"b.{TABLE}_id_seq"
 
 
@@ -377,7 +377,7 @@ HEALTHY = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_tables_that_have_what_is_needed(database: str, name: str) -> None:
     execute(HEALTHY[name])
-    assert losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"]) == []
+    assert find_losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"]) == []
 
 
 # --- What can't be put back -----------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_tables_that_have_what_is_needed(database: str, name: str) -> None:
 
 def test_a_key_that_is_no_integer(database: str) -> None:
     execute("CREATE TABLE t (id numeric PRIMARY KEY)")
-    (loss,) = losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"])
+    (loss,) = find_losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"])
     assert (loss.status, loss.sql, loss.is_restorable) == ("lost default", (), False)
 
 
@@ -400,7 +400,7 @@ def test_another_role_s_function(database: str) -> None:
         """
     )
     try:
-        (loss,) = losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"])
+        (loss,) = find_losses(connection, [Need(None, "t", "id", is_auto=True)], ["public"])
         assert not loss.is_restorable
     finally:
         execute(f"DROP OWNED BY {database}_stranger CASCADE; DROP ROLE {database}_stranger")
@@ -471,7 +471,7 @@ BESIDE = {
 @pytest.mark.parametrize("name", BESIDE)
 def test_heirs_keep_their_defaults(database: str, name: str) -> None:
     execute(BESIDE[name])
-    (loss,) = losses(connection, NEED, ["public"])
+    (loss,) = find_losses(connection, NEED, ["public"])
     restore(connection, loss)
     assert value("INSERT INTO heir (name) VALUES ('x') RETURNING id") == 1000
     assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 1
@@ -494,10 +494,10 @@ PARTITIONED = """
 )
 def test_a_partitioned_table_is_restored_whole(database: str, sql: str) -> None:
     execute(f"{PARTITIONED}; INSERT INTO t VALUES (7, 'x'); {sql}")
-    (loss,) = losses(connection, NEED, ["public"])
+    (loss,) = find_losses(connection, NEED, ["public"])
     restore(connection, loss)
     assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 8
-    assert losses(connection, NEED, ["public"]) == []
+    assert find_losses(connection, NEED, ["public"]) == []
 
 
 USED = {
@@ -514,7 +514,7 @@ USED = {
 def test_a_sequence_that_others_use_is_not_taken(database: str, how: str) -> None:
     execute("CREATE TABLE t (id int PRIMARY KEY); CREATE SEQUENCE t_id_seq")
     execute(USED[how])
-    (loss,) = losses(connection, NEED, ["public"])
+    (loss,) = find_losses(connection, NEED, ["public"])
     restore(connection, loss)
     execute("DROP TABLE t")
     assert value("INSERT INTO u (name) VALUES ('x') RETURNING id") == 1
@@ -530,7 +530,7 @@ def test_a_sequence_that_it_owns_and_others_use_stays_where_it_is(database: str)
         ALTER TABLE t ALTER id DROP DEFAULT
         """
     )
-    (loss,) = losses(connection, NEED, ["public"])
+    (loss,) = find_losses(connection, NEED, ["public"])
     restore(connection, loss)
     assert value("SELECT last_value FROM t_id_seq") == 50
     assert value("INSERT INTO t (name) VALUES ('b') RETURNING id") == 2
@@ -549,12 +549,12 @@ TRIGGER = "CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION"
 )
 def test_a_trigger_that_fills_nothing(database: str, sql: str) -> None:
     execute(f"CREATE TABLE t (id int PRIMARY KEY, name text, words tsvector); {sql}")
-    assert [each.status for each in losses(connection, NEED, ["public"])] == ["lost default"]
+    assert [each.status for each in find_losses(connection, NEED, ["public"])] == ["lost default"]
 
 
 def test_a_trigger_that_may_fill_it(database: str) -> None:
     execute(f"CREATE TABLE t (id int PRIMARY KEY, name text); {FILL}; {TRIGGER} fill()")
-    assert losses(connection, NEED, ["public"]) == []
-    (loss,) = losses(connection, NEED, ["public"], force=True)
+    assert find_losses(connection, NEED, ["public"]) == []
+    (loss,) = find_losses(connection, NEED, ["public"], force=True)
     restore(connection, loss)
     assert value("INSERT INTO t (name) VALUES ('x') RETURNING id") == 1

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connection, models
 from django.test.utils import isolate_apps
 
-from safemigrate.sequences.losses import losses, restore
+from safemigrate.sequences.losses import find_losses, restore
 from safemigrate.sequences.needs import Need, needs_of
 from tests.support.databases import execute, value
 
@@ -51,11 +51,11 @@ def test_models_of_every_kind(database: str) -> None:
         Need("B b", "%s", "Number %", is_auto=True),
         Need(None, "", "id", is_auto=True),
     ]
-    assert losses(connection, needs, ["public"]) == []
+    assert find_losses(connection, needs, ["public"]) == []
     execute('ALTER TABLE "B b"."%%s" ALTER "Number %%" DROP DEFAULT', ())
     execute("ALTER TABLE app_unique DROP CONSTRAINT app_unique_pkey")
     execute('INSERT INTO "B b"."%%s" VALUES (41)', ())
-    keyless, unfilled = losses(connection, needs, ["public"])
+    keyless, unfilled = find_losses(connection, needs, ["public"])
     assert (keyless.table, keyless.status) == ("app_unique", "lost key")
     restore(connection, unfilled)
     assert value('INSERT INTO "B b"."%%s" DEFAULT VALUES RETURNING 1 * "Number %%"', ()) == 42
@@ -84,6 +84,6 @@ def test_an_auto_field_that_the_server_does_not_fill(database: str) -> None:
         for kind in (snowflake, serial):
             editor.create_model(kind)
     needs = needs_of(connection, [snowflake, serial])
-    assert losses(connection, needs, ["public"]) == []
+    assert find_losses(connection, needs, ["public"]) == []
     execute("ALTER TABLE app_serial ALTER id DROP DEFAULT")
-    assert [each.table for each in losses(connection, needs, ["public"])] == ["app_serial"]
+    assert [each.table for each in find_losses(connection, needs, ["public"])] == ["app_serial"]

@@ -55,7 +55,7 @@ def test_what_the_insert_gives_itself_is_not_moved(database: str) -> None:
     execute(
         "CREATE TABLE t (id serial PRIMARY KEY, number serial UNIQUE); INSERT INTO t VALUES (1, 1)"
     )
-    found = recheck(connection, "t", given=frozenset({"id"}))
+    found = recheck(connection, "t", listed=frozenset({"id"}))
     assert (found.columns, found.free) == (frozenset({"id", "number"}), 0)
     assert (next_value("t_id_seq"), next_value("t_number_seq")) == (1, 2)
 

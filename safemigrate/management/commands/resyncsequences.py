@@ -23,7 +23,7 @@ from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
 from safemigrate.printing import one_line, printable
-from safemigrate.sequences.losses import losses as losses_of
+from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.scope import (
     current_schemas,
@@ -207,10 +207,10 @@ class Command(BaseCommand):
             with _refusing_unknown_tables():
                 places = {place_of_table(connection, name) for name in tables}
             schemas = [schema for schema, _ in places]
-            found = losses_of(connection, needs, schemas, force=force)
+            found = find_losses(connection, needs, schemas, force=force)
             found = [loss for loss in found if (loss.schema, loss.table) in places]
         else:
-            found = losses_of(connection, needs, self.schemas, force=force)
+            found = find_losses(connection, needs, self.schemas, force=force)
             if named := self.options["schemas"]:  # a model may name another one itself
                 found = [loss for loss in found if loss.schema in named]
         return found
