@@ -69,6 +69,7 @@ def test_a_receiver_may_close_the_connection(project: Project) -> None:
 def test_a_session_that_died_meanwhile_is_no_crash() -> None:
     with watching(connection):
         planned()
+        assert value(INTERVAL) == watched()
         pid = value("SELECT pg_backend_pid()")
         run(f"connection.cursor().execute('SELECT pg_terminate_backend({pid})')")
     connection.close()

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from tests.support.project import Project
 
 HERE = "datname = current_database()"
-HOLDERS = f"""
-SELECT pid, application_name
-  FROM pg_stat_activity
- WHERE {HERE} AND application_name LIKE 'safemigrate %'
-"""
+LOCK_SESSIONS = f"application_name LIKE 'safemigrate %' AND {HERE}"
+HOLDERS = f"SELECT pid, application_name FROM pg_stat_activity WHERE {LOCK_SESSIONS}"
 # Empty before PostgreSQL 14, which has no such setting.
 INTERVAL = "SELECT coalesce(current_setting('client_connection_check_interval', true), '')"
 

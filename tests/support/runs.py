@@ -45,6 +45,9 @@ from safemigrate.locking import kin
 kin._ancestors = list
 """
 VARIABLE = "SAFEMIGRATE_LOCK_"
+HOLDING = (
+    "with migration_lock(connection, patience=0, tell=tell): say('mine'); sys.stdin.readline()"
+)
 
 
 @contextmanager
@@ -188,3 +191,12 @@ def resyncsequences(*args: str, status: int = 0, **options: Any) -> str:
         code = int(str(left.code))
     assert code == status, out.getvalue()
     return out.getvalue()
+
+
+@contextmanager
+def somebody_migrating() -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold the migration lock."""
+    with running(HOLDING) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        yield holder
