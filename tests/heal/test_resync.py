@@ -249,13 +249,3 @@ def test_an_abstract_model_has_no_table(database: str) -> None:
 
     with pytest.raises(LookupError, match="There is no table"):
         safemigrate.resync(Nothing)
-
-
-def test_a_finding_says_what_it_found(ill: None) -> None:
-    where = "public.t.id (next value 1, largest key 7)"
-    assert str(*safemigrate.resync()) == f"Sequence public.t_id_seq was behind {where}"
-    assert str(*safemigrate.resync()) == (
-        "Sequence public.t_id_seq is in sync with public.t.id (next value 8, largest key 7)"
-    )
-    execute("ALTER SEQUENCE t_id_seq CYCLE")
-    assert str(*safemigrate.resync()) == "Sequence public.t_id_seq is not judged"

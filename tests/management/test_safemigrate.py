@@ -14,7 +14,6 @@ from django.db import IntegrityError, migrations
 from django.test import override_settings
 
 from safemigrate.management.commands.safemigrate import Command
-from safemigrate.management.output import Lines
 from tests.support.databases import (
     behind,
     binding,
@@ -27,7 +26,6 @@ from tests.support.databases import (
 )
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
-from tests.support.runs import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -327,21 +325,6 @@ def test_notes_on_a_terminal_have_no_color_where_none_is_wanted(
     assert "\x1b[" not in err.getvalue()
 
 
-def test_lines_are_held_back_until_the_line_has_ended() -> None:
-    out = io.StringIO()
-    lines = Lines(out)
-    lines.tell_line("at once")
-    lines.write("  Applying...")
-    lines.tell_line("later")
-    lines.write("")
-    lines.write(" OK\n")
-    lines.write("broken off")
-    lines.tell_line("at the end")
-    lines.end()
-    lines.end()
-    assert out.getvalue() == ("at once\n  Applying... OK\nlater\nbroken off\nat the end\n")
-
-
 def test_a_name_that_stdout_can_not_encode_is_escaped(shop_to_do: Project) -> None:
     execute('CREATE TABLE "Ωmega" (id serial PRIMARY KEY); INSERT INTO "Ωmega" VALUES (1)')
     written = io.BytesIO()
@@ -349,23 +332,6 @@ def test_a_name_that_stdout_can_not_encode_is_escaped(shop_to_do: Project) -> No
     call_command("safemigrate", stdout=out)
     out.flush()
     assert rb"Resynced public.\u03a9mega_id_seq from 1 to 2" in written.getvalue()
-
-
-def test_lines_of_two_threads_are_written_once() -> None:
-    out = io.StringIO()
-    lines = Lines(out)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-
-    def tell() -> None:
-        for _ in range(5_000):
-            lines.tell_line("told")
-
-    try:
-        in_threads(2, tell)
-    finally:
-        sys.setswitchinterval(interval)
-    assert out.getvalue().count("told\n") == 10_000
 
 
 def test_help_has_every_option_of_migrate_and_a_heading_for_ours() -> None:

@@ -12,8 +12,7 @@ from django.test import modify_settings
 
 from safemigrate.sequences.losses import find_losses, restore
 from safemigrate.sequences.needs import Loss, Need, needs_of_apps
-from safemigrate.sequences.scope import current_schemas, feeds_in
-from safemigrate.sequences.sweep import survey
+from safemigrate.sequences.scope import current_schemas
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
 from tests.support.servers import tool
@@ -21,7 +20,6 @@ from tests.support.servers import tool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safemigrate.sequences.finding import Finding
     from tests.support.project import Project
 
 TABLE = "auth_group_permissions"
@@ -404,42 +402,6 @@ def test_another_role_s_function(database: str) -> None:
         assert not loss.is_restorable
     finally:
         execute(f"DROP OWNED BY {database}_stranger CASCADE; DROP ROLE {database}_stranger")
-
-
-# --- The range ------------------------------------------------------------------------------------
-
-
-def first_finding() -> Finding:
-    (finding,) = survey(connection, feeds_in(connection, ["public"]))
-    return finding
-
-
-@pytest.mark.parametrize(
-    ("column", "sequence", "last", "percent"),
-    [
-        ("serial", "", 1, 0),
-        ("smallserial", "", 26214, 80),
-        ("smallserial", "", 32767, 100),
-        ("bigserial", "", 2**31, 0),
-        ("serial", "AS bigint", 2**31 - 1, 100),
-        ("serial", "INCREMENT -1 MINVALUE -100 MAXVALUE -1 START -1 RESTART", -90, 90),
-    ],
-)
-def test_percent_used(database: str, column: str, sequence: str, last: int, percent: int) -> None:
-    execute(f"CREATE TABLE t (id {column} PRIMARY KEY)")
-    if sequence:
-        execute(f"ALTER SEQUENCE t_id_seq {sequence}")
-    assert first_finding().percent_used == 0
-    execute(f"SELECT setval('t_id_seq', {last})")
-    assert first_finding().percent_used == percent
-    execute("ALTER SEQUENCE t_id_seq RESTART")
-    execute(f"INSERT INTO t VALUES ({last})")
-    assert first_finding().percent_used == percent
-
-
-def test_percent_used_of_what_could_not_be_read(database: str) -> None:
-    execute("CREATE SEQUENCE s; CREATE TABLE t (id text DEFAULT nextval('s') PRIMARY KEY)")
-    assert first_finding().percent_used is None
 
 
 # --- What is restored beside others ---------------------------------------------------------------
