@@ -121,6 +121,16 @@ def server_version(connection: BaseDatabaseWrapper) -> int:
     return int(connection.connection.info.server_version)
 
 
+def address(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
+    """Return where the settings of a connection lead: equal for two aliases of one database."""
+    settings = connection.settings_dict
+    options = settings["OPTIONS"]
+    return (
+        *(str(settings[name]) for name in ("HOST", "PORT", "NAME")),
+        *(str(options.get(name, "")) for name in ("service", "host", "port", "dbname")),
+    )
+
+
 def is_closed(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is None or bool(connection.connection.closed)
 

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.models.signals import pre_migrate
 
-from safemigrate import conf
+from safemigrate import conf, driver
 from safemigrate.plans import receiving, receiving_plans
 from safemigrate.report import Report
 
@@ -79,7 +79,7 @@ def healing_migrate(
 
     def wrapper_here(using: str) -> Wrapper | None:
         """Return this thread's wrapper: a project's own ``migrate`` may work in threads."""
-        for connection in _connections(using):
+        for connection in _connections(None):
             if wrapper_of(connection) is None:
                 wrapper = _install(stack, connection, max_retries, move=heal)
                 wrapper.audience.reports.append(report)
@@ -140,14 +140,11 @@ def _connections(using: str | Iterable[str] | None) -> Iterator[BaseDatabaseWrap
                 yield connection
 
 
-def forget_sweeps() -> None:
-    """Have the sequences checked anew before the next statement that may insert.
-
-    Not in a transaction, in which an outer run may be: what it has checked it goes on with.
-    """
+def forget_sweeps(database: BaseDatabaseWrapper) -> None:
+    """Have the sequences of a database checked anew before the next statement that may insert."""
     for connection in connections.all(initialized_only=True):
         wrapper = wrapper_of(connection)
-        if wrapper and not connection.in_atomic_block:
+        if wrapper and driver.address(connection) == driver.address(database):
             wrapper.forget_sweep()
 
 

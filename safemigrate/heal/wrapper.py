@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
+from safemigrate.sequences.checking import LONG_WAIT
 from safemigrate.sequences.recheck import recheck
 from safemigrate.sequences.scope import current_schemas
 from safemigrate.sequences.sweep import sweep
@@ -93,7 +94,7 @@ class Wrapper:
     def sweep(self) -> None:
         """Check every sequence, once for each tenant, and resync those that are behind.
 
-        A second time it leaves alone what this run has given keys to: those are rechecked.
+        A second time, what this run has given keys to is only rechecked.
         """
         schema = self._schema()
         if schema in self._swept:
@@ -112,6 +113,9 @@ class Wrapper:
                 move=self._move,
                 leaves_alone=self._disturbed.has_given if is_second else None,
             ):
+                if self._move and finding.is_behind and not finding.obstacle:
+                    self._recheck_left_alone(finding)
+                    continue
                 self.audience.tell_of(finding, is_expected=self._move)
                 self._may_sweep_again |= finding.status == "unknown"
                 self._disturbed.mark(finding)
@@ -126,6 +130,12 @@ class Wrapper:
             self._swept.discard(self._schema())
             self.sweep()
             self._may_sweep_again = False
+
+    def _recheck_left_alone(self, finding: Finding) -> None:
+        for table in {key.quoted_table for key in finding.sequence.keys}:
+            with self._contained(f"The table {table} could not be checked"):
+                for each in recheck(self.connection, table, lock_timeout=LONG_WAIT).findings:
+                    self.audience.tell_of(each)
 
     def _recheck(self, insert: Write) -> None:
         if not (self._move and self._can_send()):

@@ -16,6 +16,8 @@ from threading import enumerate as all_threads
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from safemigrate import driver
+
 from .holder import hostname
 
 if TYPE_CHECKING:
@@ -25,14 +27,12 @@ if TYPE_CHECKING:
 
     from .holder import Holder
 
-Address = tuple[str, ...]
-
 
 @dataclass
 class _Held:
     """A lock of this process, and the threads that existed before it was taken."""
 
-    address: Address
+    address: tuple[str, ...]
     bystanders: WeakSet[Thread]
 
 
@@ -41,7 +41,7 @@ _mine: ContextVar[frozenset[str]] = ContextVar("safemigrate_locks", default=froz
 
 
 def is_held_by_kin(connection: BaseDatabaseWrapper) -> bool:
-    address = _address(connection)
+    address = driver.address(connection)
     return any(is_kin(token) for token, held in list(_held.items()) if held.address == address)
 
 
@@ -73,15 +73,6 @@ def _ancestors() -> Iterator[int]:
             return
 
 
-def _address(connection: BaseDatabaseWrapper) -> Address:
-    settings = connection.settings_dict
-    options = settings["OPTIONS"]
-    return (
-        *(str(settings[name]) for name in ("HOST", "PORT", "NAME")),
-        *(str(options.get(name, "")) for name in ("service", "host", "port", "dbname")),
-    )
-
-
 def _variable(token: str) -> str:
     return f"SAFEMIGRATE_LOCK_{token}"
 
@@ -90,7 +81,7 @@ def _variable(token: str) -> str:
 def known_to_kin(token: str, connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Let nested runs know whose lock it is: here, in forked and in spawned processes."""
     mine = _mine.set(_mine.get() | {token})
-    _held[token] = _Held(_address(connection), WeakSet(all_threads()))
+    _held[token] = _Held(driver.address(connection), WeakSet(all_threads()))
     os.environ[_variable(token)] = connection.alias
     try:
         yield

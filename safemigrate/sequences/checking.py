@@ -54,16 +54,19 @@ def checking(connection: BaseDatabaseWrapper, *, lock_timeout: str = LONG_WAIT) 
 
 @contextmanager
 def checking_table(
-    connection: BaseDatabaseWrapper, table: str
+    connection: BaseDatabaseWrapper, table: str, *, lock_timeout: str | None = None
 ) -> Iterator[tuple[Cursor, int | None]]:
-    """Give a cursor for checks and the oid of ``table``, looked up as a statement would."""
+    """Give a cursor for checks and the oid of ``table``, looked up as a statement would.
+
+    Without ``lock_timeout`` it waits for a lock as long as the session would.
+    """
     with driver.aside(connection) as cursor:
         try:
             oid = cursor.row(RESOLVE, [table]).oid
         except (NotSupportedError, ProgrammingError):  # what was misread is no name at all
             yield cursor, None
             return
-        cursor.execute(SETTINGS, [None])  # wait for a lock as long as the session would
+        cursor.execute(SETTINGS, [lock_timeout])
         yield cursor, oid
 
 

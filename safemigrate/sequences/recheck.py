@@ -70,22 +70,24 @@ class Recheck:
     free: int | None
 
 
-def recheck(
+def recheck(  # noqa: PLR0913 - a table, and how it is to be checked
     connection: BaseDatabaseWrapper,
     table: str,
     *,
     listed: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
     given: frozenset[str] | None = frozenset(),
+    lock_timeout: str | None = None,
 ) -> Recheck:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
     Those are the ones that feed other columns than the statement has ``listed``. One whose next
     value is taken is resynced. Where the table ``is_unchecked``, every sequence that is behind is,
-    except where the run itself has ``given`` values for its column (None: for any). Waits for the
-    table's lock as long as the INSERT would. Of a table that is not there nothing is found.
+    except where the run itself has ``given`` values for its column (None: for any). Without
+    ``lock_timeout`` it waits for the table's lock as long as the INSERT would. Of a table that is
+    not there nothing is found.
     """
-    with checking_table(connection, table) as (cursor, oid):
+    with checking_table(connection, table, lock_timeout=lock_timeout) as (cursor, oid):
         if oid is None:
             return Recheck(frozenset(), [], None)
         feeds, own = feeds_of_table(cursor, oid)

@@ -180,15 +180,14 @@ def survey(
 ) -> Iterator[Finding]:
     """Check sequences, a chunk at a time; with ``move`` resync those that are behind, one by one.
 
-    What it ``leaves_alone`` is neither moved nor yielded. What can't be checked does not stop the
-    rest: it is a finding with an obstacle. Raises only what the connection itself dies of.
+    What it ``leaves_alone`` is not moved. What can't be checked does not stop the rest: it is a
+    finding with an obstacle. Raises only what the connection itself dies of.
     """
     of_sequence = {group[0].sequence: group for group in feeds}
     for start in range(0, len(feeds), CHUNK):
         for each in _checked(connection, feeds[start : start + CHUNK], terms):
-            if leaves_alone and leaves_alone(each):
-                continue
-            if move and each.is_behind and not each.obstacle:
+            is_left = leaves_alone is not None and leaves_alone(each)
+            if move and each.is_behind and not (each.obstacle or is_left):
                 group = of_sequence[each.sequence.oid]
                 yield from _moved(connection, each, group, terms)
             else:

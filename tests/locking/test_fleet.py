@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 
 from safemigrate import healing
@@ -185,23 +185,84 @@ def test_rows_of_the_run_that_was_waited_for_are_in_nobodys_way(
     assert found == list(enumerate(expected, 1))
 
 
-def test_a_wait_does_not_move_a_sequence_past_keys_that_the_run_has_given(project: Project) -> None:
-    """What was copied into another table meanwhile is in nobody's way all the same."""
+@contextmanager
+def somebody_copying(sql: str, **settings: Any) -> Iterator[None]:
+    """Have another process hold the lock for two seconds; others write before it lets go."""
 
     def copy_and_end() -> None:
-        elsewhere(
-            "INSERT INTO django_content_type SELECT max(id) + 1, 'copied', 'copied' "
-            "FROM django_content_type"
-        )
+        elsewhere(sql)
         holder.kill()
 
-    project.migrate()
-    with healing(), somebody_migrating() as holder:
-        execute("INSERT INTO auth_group (id, name) VALUES (1000, 'given')")
+    with somebody_migrating(**settings) as holder:
         timer = Timer(2.0, copy_and_end)
         timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
+
+
+COPIED = (
+    "INSERT INTO auth_group (id, name) SELECT n, 'copied ' || n FROM generate_series(1, 5) AS n"
+)
+# A trigger's INSERT, which nobody sees.
+FIRE = """
+    CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO auth_group (name) VALUES ('drawn') ON CONFLICT (id) DO NOTHING; RETURN NULL;
+    END $$;
+    CREATE TRIGGER fire AFTER INSERT ON django_content_type EXECUTE FUNCTION fire()
+"""
+NEWS = "INSERT INTO django_content_type (app_label, model) VALUES ('new', 'new')"
+
+
+def test_a_run_in_a_transaction_checks_anew_after_its_wait(project: Project) -> None:
+    insert = "INSERT INTO auth_group (name) VALUES ('drawn') ON CONFLICT (id) DO NOTHING"
+    project.migrate()
+    project.migration(run_python(lambda *_: execute(insert)))
+    with somebody_copying(COPIED), healing(), transaction.atomic():
+        execute(NEWS)
+        assert "Waiting up to" in project.migrate("app", command="safemigrate")
+    assert rows("SELECT id FROM auth_group WHERE name = 'drawn'") == [(6,)]
+
+
+def test_what_the_run_has_given_keys_to_is_in_sync_after_a_wait(project: Project) -> None:
+    project.migrate()
+    project.migration(run_python(lambda *_: execute(NEWS)))
+    with healing(), somebody_copying(COPIED):
+        execute(FIRE)
+        execute("INSERT INTO auth_group (id, name) VALUES (1000, 'given')")
+        assert "Waiting up to" in project.migrate("app", command="safemigrate")
+    assert rows("SELECT id FROM auth_group WHERE name = 'drawn'") == [(1001,)]
+
+
+def test_a_nested_run_s_wait_is_for_its_own_database(project: Project, other_database: str) -> None:
+    """Of the outer run's nothing has changed: 1000 is a key that it has given."""
+    drawn: list[Any] = []
+
+    def nest(*_: Any) -> None:
+        draw = "INSERT INTO t (note) VALUES ('drawn') RETURNING id"
+        drawn.append(value(draw))
+        execute("DO 'BEGIN INSERT INTO t VALUES (1000); END'")
+        call_command("safemigrate", "contenttypes", database="other", verbosity=0)
+        drawn.append(value(draw))
+
+    execute("CREATE TABLE t (id serial PRIMARY KEY, note text)")
+    project.migration(run_python(nest, atomic=False), atomic=False)
+    with somebody_copying("SELECT 1", NAME=other_database):
+        project.migrate("app", command="safemigrate")
+    assert drawn == [1, 2]
+
+
+def test_a_wait_does_not_move_a_sequence_past_keys_that_the_run_has_given(project: Project) -> None:
+    """What was copied into another table meanwhile is in nobody's way all the same."""
+    copy = (
+        "INSERT INTO django_content_type SELECT max(id) + 1, 'copied', 'copied' "
+        "FROM django_content_type"
+    )
+    project.migrate()
+    with healing(), somebody_copying(copy):
+        execute("INSERT INTO auth_group (id, name) VALUES (1000, 'given')")
         assert "Waiting up to" in project.migrate(command="safemigrate")
-        timer.join()
         copied = value("SELECT max(id) FROM django_content_type")
         assert value("INSERT INTO auth_group (name) VALUES ('drawn') RETURNING id") == 1
         drawn = value(

@@ -194,9 +194,9 @@ def resyncsequences(*args: str, status: int = 0, **options: Any) -> str:
 
 
 @contextmanager
-def somebody_migrating() -> Iterator[subprocess.Popen[str]]:
+def somebody_migrating(**settings: Any) -> Iterator[subprocess.Popen[str]]:
     """Have another process hold the migration lock."""
-    with running(HOLDING) as holder:
+    with running(HOLDING, **settings) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "mine\n"
         yield holder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core import management
 from django.core.management.commands import migrate
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, connections
 
 from tests.support.databases import behind, execute, put_behind, value
 from tests.support.project import Project, run_python
@@ -51,6 +51,24 @@ def test_nothing_is_lost(project: Project, pool: ThreadPoolExecutor) -> None:
     assert "Resynced public.auth_group_id_seq from 1 to 4" in printed
     assert value("SELECT max(id) FROM auth_group") == 4
     assert behind() == []
+
+
+def test_another_database_of_the_settings(
+    project: Project, pool: ThreadPoolExecutor, other_database: str
+) -> None:
+    def insert(*_: Any) -> None:
+        with connections["other"].cursor() as cursor:
+            cursor.execute("INSERT INTO t (note) VALUES ('drawn') ON CONFLICT (id) DO NOTHING")
+        connections["other"].close()
+
+    filled = "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1), (7)"
+    with connections["other"].cursor() as cursor:
+        cursor.execute(filled)
+    project.migration(run_python(insert))
+    project.migrate("app", command="safemigrate")
+    with connections["other"].cursor() as cursor:
+        cursor.execute("SELECT id FROM t WHERE note = 'drawn'")
+        assert cursor.fetchall() == [(8,)]
 
 
 def test_a_run_without_a_plan(project: Project, pool: ThreadPoolExecutor) -> None:

@@ -8,7 +8,8 @@ import sys
 from argparse import ArgumentTypeError
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from django.core import management
@@ -206,7 +207,9 @@ class Command(BaseCommand):
         else:
             printer._out = lines
         # Some do not print through the command: print() in a migration, django-tenants' executors.
-        heard = redirect_stdout(lines) if stream is sys.stdout else nullcontext()
+        # Not in a thread: of two at once one would put back what the other has put there.
+        is_main = current_thread() is main_thread()
+        heard = redirect_stdout(lines) if is_main and stream is sys.stdout else nullcontext()
         try:
             with heard:
                 yield
@@ -265,7 +268,7 @@ class Command(BaseCommand):
                             connection,
                             patience=choices.lock_wait,
                             tell=tell,
-                            waited=forget_sweeps,
+                            waited=partial(forget_sweeps, connection),
                         )
                     )
                 stack.enter_context(checking_lock(connection, mine, self._note))
