@@ -214,14 +214,19 @@ def _unindexed(sequence: Sequence) -> Obstacle:
 
 def _misfit(finding: Finding, misfit: str | None, terms: Terms) -> Obstacle | None:
     sequence = finding.sequence
-    if misfit == "exhausted":
-        missing, cure = "is no value", "move that row to another key"
-        if terms.headroom:
-            missing, cure = f"are no {terms.headroom} values", "ask for fewer"
+    if misfit == "exhausted" and terms.headroom:
         return Obstacle(
-            f"the range ends at {sequence.last}: there {missing} left past the largest key, "
-            f"{finding.largest}",
-            f"{cure}, or widen the column and the sequence",
+            f"the range ends at {sequence.last}: there are no {terms.headroom} values left past "
+            f"the largest key, {finding.largest}",
+            "ask for fewer, or widen the column and the sequence",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
+    if misfit == "exhausted":
+        return Obstacle(
+            f"the range ends at {sequence.last}: "
+            f"there is no value left past the largest key, {finding.largest}",
+            "move that row to another key, or widen the column and the sequence",
             is_final=True,
             hinders=Hinders.MOVING,
         )
