@@ -44,9 +44,14 @@ def _escaped(character: str) -> str:
 def command_line(alias: str, *options: str, schema: str | None = None) -> str:
     """Return what to type to have ``resyncsequences`` do more about a database."""
     words = ["python", "manage.py", "resyncsequences", *options]
-    words += ["--database", alias] if alias != DEFAULT_DB_ALIAS else []
-    words += ["--schema", schema] if schema not in (None, "public") else []
+    words += option("--database", alias) if alias != DEFAULT_DB_ALIAS else []
+    words += option("--schema", schema) if schema and schema != "public" else []
     return shlex.join(words)
+
+
+def option(name: str, value: str) -> list[str]:
+    """Return the words of an option; it is a single one where the value looks like an option."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
 def sql_identifier(name: str) -> str:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
-from safemigrate.printing import one_line, printable, printable_ascii, sql_identifier, sql_literal
+from safemigrate.management.commands import resyncsequences
+from safemigrate.printing import (
+    command_line,
+    one_line,
+    printable,
+    printable_ascii,
+    sql_identifier,
+    sql_literal,
+)
 from tests.support.databases import execute, value
 
 HOSTILE = [
@@ -31,6 +41,14 @@ def test_what_can_be_printed_stays_as_it_is() -> None:
     assert printable('public."Bestellung Nr. 7"') == 'public."Bestellung Nr. 7"'
     assert printable("märz заказ") == "märz заказ"
     assert printable_ascii("märz") == "m\\xe4rz"
+
+
+@pytest.mark.parametrize("name", ["-s", "--force"])
+def test_a_name_that_looks_like_an_option_is_none(name: str) -> None:
+    typed = shlex.split(command_line("default", "--check", schema=name))[2:]
+    parser = resyncsequences.Command().create_parser("manage.py", typed.pop(0))
+    options = parser.parse_args(typed)
+    assert (options.schemas, options.force) == ([name], False)
 
 
 def test_a_text_of_several_lines_becomes_one() -> None:

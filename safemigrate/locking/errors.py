@@ -22,7 +22,8 @@ class LockUnavailableError(LockError):
             f'Could not take the migration lock of database "{alias}": '
             f"{printable_ascii(first_line(reason))}\n"
             "A run needs two connections at once and EXECUTE on pg_try_advisory_xact_lock. The "
-            "limit may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections.\n"
+            "limit may be a pooler's pool size, the role's CONNECTION LIMIT or max_connections. A "
+            "pooler that pools statements can't hold the lock at all.\n"
             "If no other run is under way, use --no-lock."
         )
 

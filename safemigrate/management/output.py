@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections import deque
 from contextlib import suppress
@@ -29,6 +30,13 @@ class Lines:
             self._let_go()
         return written
 
+    def isatty(self) -> bool:
+        return hasattr(self._stream, "isatty") and self._stream.isatty()
+
+    def flush(self) -> None:
+        if hasattr(self._stream, "flush"):  # a stream need not have it, nor for OutputWrapper
+            self._stream.flush()
+
     def tell_line(self, line: str) -> None:
         """Write ``line`` as a line of its own, at once or after the unfinished one."""
         self._held.append(line)
@@ -38,18 +46,22 @@ class Lines:
     def end(self) -> None:
         """Write what is still held back, after ending the unfinished line."""
         if self._held:
-            self._stream.write("\n")
+            self._held.appendleft("")
             self._let_go()
 
     def _let_go(self) -> None:
-        with suppress(IndexError):  # another thread may tell a line, and let go as well
+        """Write our lines; where that can't be done, the run goes on without them."""
+        with suppress(Exception):  # also where another thread has let go of the last one
             while True:
                 self._stream.write(f"{encodable(self._held.popleft(), self._stream)}\n")
 
 
 def encodable(text: str, stream: Any) -> str:
-    """Return ``text`` with escapes for what the stream's encoding does not have."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+    """Return ``text`` with escapes for what the stream's encoding, if it has one, does not have."""
+    try:
+        encoding = codecs.lookup(stream.encoding).name
+    except (AttributeError, LookupError, TypeError):
+        encoding = "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -19,6 +19,7 @@ from django.db.migrations.loader import MigrationLoader
 
 from safemigrate import driver
 from safemigrate.plans import receiving_plans
+from safemigrate.printing import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_colu
 NOTE = (
     "The database has every table and column that {migration} adds, but django_migrations has no "
     "row for it: an earlier run committed the migration and failed before recording it. If its "
-    "other operations are done too, type: python manage.py safemigrate {app} {name} --fake{where}"
+    "other operations are done too, type: python manage.py safemigrate {words}"
 )
 
 Plan = Iterable[tuple["Migration", bool]]
@@ -62,12 +63,10 @@ def explaining_unrecorded(
 
 def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
     alias, tenant = connection.alias, getattr(connection, "schema_name", None)
-    where = "" if alias == DEFAULT_DB_ALIAS else f" --database {shlex.quote(alias)}"
-    # The other tenants may not have it.
-    where += f" --schema {shlex.quote(tenant)}" if tenant else ""
-    return NOTE.format(
-        migration=migration, app=migration.app_label, name=migration.name, where=where
-    )
+    words = [migration.app_label, migration.name, "--fake"]
+    words += option("--database", alias) if alias != DEFAULT_DB_ALIAS else []
+    words += option("--schema", tenant) if tenant else []  # the others may not have it
+    return NOTE.format(migration=migration, words=shlex.join(words))
 
 
 def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Timer
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from django.core import management
 from django.core.management import call_command
 from django.core.management.commands import migrate
 
 from safemigrate.management.output import Lines
-from tests.support.runs import LONG, in_threads
+from tests.support.project import run_python
+from tests.support.runs import LONG, in_threads, somebody_migrating
 
 if TYPE_CHECKING:
-    import pytest
+    from tests.support.project import Project
 
 
 def test_lines_are_held_back_until_the_line_has_ended() -> None:
@@ -32,6 +34,50 @@ def test_lines_are_held_back_until_the_line_has_ended() -> None:
     lines.end()
     lines.end()
     assert out.getvalue() == ("at once\n  Applying... OK\nlater\nbroken off\nat the end\n")
+
+
+class OnlyWrites:
+    """As a class that writes to two streams mostly is, and a logger's stand-in."""
+
+    encoding: Any = None
+
+    def __init__(self, *, breaks_at: str = "\0") -> None:
+        self.written = ""
+        self.breaks_at = breaks_at
+
+    def write(self, text: str) -> None:
+        if self.breaks_at in text:
+            raise BrokenPipeError
+        self.written += text
+
+
+@pytest.mark.parametrize("encoding", [None, "unheard of", 8])
+def test_a_stream_that_can_do_little(ill: None, project: Project, encoding: Any) -> None:
+    out = OnlyWrites()
+    out.encoding = encoding
+    project.migration(run_python(lambda *_: None))
+    call_command("safemigrate", stdout=out)
+    assert "0001_step... OK" in out.written
+    assert "1 sequence was behind" in out.written
+
+
+def test_a_stream_that_can_do_little_while_the_run_waits(project: Project) -> None:
+    out = OnlyWrites()
+    project.migrate()
+    with somebody_migrating() as holder:
+        timer = Timer(1.0, holder.kill)
+        timer.start()
+        call_command("safemigrate", stdout=out)
+        timer.join()
+    assert out.written.startswith("Waiting up to")
+
+
+def test_our_lines_are_for_nobody_where_the_reader_has_gone(ill: None, project: Project) -> None:
+    """The run has succeeded, and says so."""
+    project.migration(run_python(lambda *_: None))
+    out = OnlyWrites(breaks_at="sequence")
+    call_command("safemigrate", "app", stdout=out)
+    assert out.written.endswith("0001_step... OK\n")
 
 
 def test_stdout_is_what_it_was_after_two_runs_at_once(

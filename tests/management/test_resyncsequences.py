@@ -337,8 +337,10 @@ def test_one_table(tables: None) -> None:
 def test_what_to_type_next(tables: None) -> None:
     execute('CREATE SCHEMA "B b"; CREATE TABLE "B b".t (id serial PRIMARY KEY)')
     execute('INSERT INTO "B b".t VALUES (1)')
+    execute('CREATE TABLE "--force" (id serial PRIMARY KEY); INSERT INTO "--force" VALUES (1)')
     for args in (
         ["--schema", "B b"],
+        ["--table=--force"],
         ["--all-schemas", "--headroom", "3"],
         ["--table", "ill", "--force", "--scan"],
     ):

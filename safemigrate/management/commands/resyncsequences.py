@@ -22,7 +22,7 @@ from safemigrate.management.formats import Format, Json, Sql, annotation
 from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
-from safemigrate.printing import one_line, printable
+from safemigrate.printing import one_line, option, printable
 from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.scope import (
@@ -273,16 +273,16 @@ class Command(BaseCommand):
         """Return the command that moves what this one has checked, or does ``more``."""
         options = self.options
         words = [*more, *self.labels]
-        for option in ("database", "headroom"):
-            if options[option] not in (DEFAULT_DB_ALIAS, 0):
-                words += [f"--{option}", str(options[option])]
-        for option, names in (("table", options["tables"]), ("schema", options["schemas"])):
-            for name in names or ():
-                words += [f"--{option}", name]
+        for name in ("database", "headroom"):
+            if options[name] not in (DEFAULT_DB_ALIAS, 0):
+                words += option(f"--{name}", str(options[name]))
+        for name, values in (("table", options["tables"]), ("schema", options["schemas"])):
+            for value in values or ():
+                words += option(f"--{name}", value)
         words += [
-            f"--{option.replace('_', '-')}"
-            for option in ("all_schemas", "scan", "force")
-            if options[option]
+            f"--{name.replace('_', '-')}"
+            for name in ("all_schemas", "scan", "force")
+            if options[name]
         ]
         return printable(shlex.join(["python", "manage.py", "resyncsequences", *words]))
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentTypeError
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from functools import cached_property, partial
 from threading import current_thread, main_thread
@@ -313,7 +313,8 @@ class Command(BaseCommand):
     def _tell_waiting(self, text: str) -> None:
         if self.verbosity >= 1:
             self.lines.tell_line(text)
-            self.lines.flush()
+            with suppress(Exception):  # it is told of the run, and does not decide it
+                self.lines.flush()
 
     def _tell(self, event: Resync | Note) -> None:
         if isinstance(event, Resync):
