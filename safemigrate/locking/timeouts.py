@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.apps import apps
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
-from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from safemigrate import driver
 from safemigrate.plans import receiving
@@ -122,8 +122,10 @@ class _Waits:
                 yield
         finally:
             if self._pid and not driver.is_closed(self.connection):
+                # After Ctrl-C the first may be cancelled: a statement is, whichever it is.
+                twice = Retrying(stop=stop_after_attempt(2), reraise=True)
                 with suppress(Error):
-                    self._send(REPLACE, [self._before, self._ours])
+                    twice(self._send, REPLACE, [self._before, self._ours])
 
     def _open(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection is not self.connection:

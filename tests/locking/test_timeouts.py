@@ -18,6 +18,7 @@ from django.db import OperationalError, connection, migrations, models, transact
 from django.test import override_settings
 
 from safemigrate.driver import sqlstate
+from safemigrate.locking.timeouts import _Waits
 from safemigrate.signals import lock_waited
 from tests.support.databases import execute, rows, value
 from tests.support.locks import (
@@ -534,6 +535,23 @@ def test_ctrl_c_leaves_nothing_behind(shop: Project, blocker: Blocker) -> None:
     assert not connection.in_atomic_block
     assert not connection.execute_wrappers
     assert value("SHOW lock_timeout") == "0"
+
+
+def test_the_setting_is_given_back_though_a_cancel_comes_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C cancels the statement that is under way, which may be this one by then."""
+    send = _Waits._send
+    cancels = ["SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)"]
+
+    def send_after_a_cancel(self: _Waits, *args: Any) -> Any:
+        if cancels:
+            execute(cancels.pop())
+        return send(self, *args)
+
+    with patient():
+        monkeypatch.setattr(_Waits, "_send", send_after_a_cancel)
+    assert (value("SHOW lock_timeout"), cancels) == ("0", [])
 
 
 def test_a_migration_that_removes_all_wrappers(shop: Project) -> None:
