@@ -42,7 +42,7 @@ def pool(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPo
     monkeypatch.setitem(management.get_commands(), "migrate", InAThread())
     with ThreadPoolExecutor(1) as threads:
         yield threads
-        threads.submit(connection.close)
+        threads.submit(connections.close_all).result()
 
 
 def test_nothing_is_lost(project: Project, pool: ThreadPoolExecutor) -> None:
