@@ -206,7 +206,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in met:
         met[id(error)] = error
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__context__ if error.__cause__ is None else error.__cause__
 
 
 def _notes(error: BaseException) -> tuple[tuple[str, str], ...]:

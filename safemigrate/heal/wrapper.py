@@ -12,7 +12,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
-from safemigrate.sequences.checking import LONG_WAIT
 from safemigrate.sequences.recheck import recheck
 from safemigrate.sequences.scope import current_schemas
 from safemigrate.sequences.sweep import sweep
@@ -134,7 +133,7 @@ class Wrapper:
     def _recheck_left_alone(self, finding: Finding) -> None:
         for table in {key.quoted_table for key in finding.sequence.keys}:
             with self._contained(f"The table {table} could not be checked"):
-                for each in recheck(self.connection, table, lock_timeout=LONG_WAIT).findings:
+                for each in recheck(self.connection, table, is_of_sweep=True).findings:
                     self.audience.tell_of(each)
 
     def _recheck(self, insert: Write) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections import deque
 from contextlib import suppress
@@ -31,10 +30,13 @@ class Lines:
         return written
 
     def isatty(self) -> bool:
-        return hasattr(self._stream, "isatty") and self._stream.isatty()
+        try:
+            return bool(self._stream.isatty())
+        except Exception:  # noqa: BLE001 - a stream need not have it, nor for OutputWrapper
+            return False
 
     def flush(self) -> None:
-        if hasattr(self._stream, "flush"):  # a stream need not have it, nor for OutputWrapper
+        if hasattr(self._stream, "flush"):
             self._stream.flush()
 
     def tell_line(self, line: str) -> None:
@@ -59,10 +61,9 @@ class Lines:
 def encodable(text: str, stream: Any) -> str:
     """Return ``text`` with escapes for what the stream's encoding, if it has one, does not have."""
     try:
-        encoding = codecs.lookup(stream.encoding).name
-    except (AttributeError, LookupError, TypeError):
-        encoding = "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        return text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_to(stream: OutputWrapper, line: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .catalogue import sequences_of
-from .checking import checking_table
+from .checking import LONG_WAIT, checking_table
 from .feeds import feeds_of_table
 from .resync import move_past, resync_if_behind
 from .state import check
@@ -53,7 +53,7 @@ GONE = (
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
     SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
-    FROM ONLY {table}
+    FROM {table}
     WHERE {column} {at_least} {next_value})"""
 
 
@@ -77,20 +77,25 @@ def recheck(  # noqa: PLR0913 - a table, and how it is to be checked
     listed: frozenset[str] = frozenset(),
     is_unchecked: bool = False,
     given: frozenset[str] | None = frozenset(),
-    lock_timeout: str | None = None,
+    is_of_sweep: bool = False,
 ) -> Recheck:
     """Check the sequences that an INSERT into ``table``, as a statement names it, draws from.
 
     Those are the ones that feed other columns than the statement has ``listed``. One whose next
     value is taken is resynced. Where the table ``is_unchecked``, every sequence that is behind is,
-    except where the run itself has ``given`` values for its column (None: for any). Without
-    ``lock_timeout`` it waits for the table's lock as long as the INSERT would. Of a table that is
-    not there nothing is found.
+    except where the run itself has ``given`` values for its column (None: for any). Waits for the
+    table's lock as long as the INSERT would. Of a table that is not there nothing is found.
+
+    Where it ``is_of_sweep``, no INSERT is known: whatever may collide with what is there is
+    resynced, and no lock is waited for long.
     """
+    lock_timeout = LONG_WAIT if is_of_sweep else None
     with checking_table(connection, table, lock_timeout=lock_timeout) as (cursor, oid):
         if oid is None:
             return Recheck(frozenset(), [], None)
         feeds, own = feeds_of_table(cursor, oid)
+        if is_of_sweep:
+            own = dict.fromkeys(own, True)
         sequences = sequences_of(cursor, feeds)
         fed = [{key.column for key in each.keys if key.place in own} for each in sequences]
         found: list[tuple[Finding, int | None]] = []
@@ -134,7 +139,7 @@ def _free(cursor: Cursor, finding: Finding, keys: list[Key]) -> int | None:
             aggregate="min" if rising else "max",
             at_least=">=" if rising else "<=",
             column=key.quoted_column,
-            table=key.quoted_table,
+            table=key.quoted_table if key.is_partitioned else f"ONLY {key.quoted_table}",
             next_value=finding.next_value,
             cast=key.cast,
         )

@@ -168,13 +168,22 @@ def test_what_else_a_retry_meets_gives_way_to_the_first_error(groups: None) -> N
     assert note_of(raised.value) == "It was retried, and failed: one statement, and no more"
 
 
-def test_errors_that_cannot_be_compared(groups: None) -> None:
-    """The hash of a ValidationError takes that of the model instances that it names."""
+class OddError(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
 
-    first, second = (ValidationError("Not %(group)s.", params={"group": Group()}) for _ in range(2))
-    second.__cause__ = first
+
+@pytest.mark.parametrize(
+    "cause",
+    [ValidationError("Not %(group)s.", params={"group": Group()}), OddError()],
+    ids=["hash", "truth"],
+)
+def test_errors_of_which_nothing_can_be_asked(cause: Exception) -> None:
+    """The hash of a ValidationError takes that of the model instances that it names."""
+    last = ValidationError("Not %(group)s.", params={"group": Group()})
+    last.__cause__ = cause
     with pytest.raises(ValidationError, match="Not"), safemigrate.healing():
-        raise second
+        raise last
 
 
 def test_rows_that_a_generator_has_given_are_not_asked_for_again(groups: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +11,7 @@ from django.core.management import CommandError
 from django.db import connections, transaction
 
 from tests.support.databases import elsewhere, execute, rows, value
-from tests.support.locks import LOCK_SESSIONS, terminate
+from tests.support.locks import LOCK_SESSIONS, recorded, terminate
 from tests.support.project import Project, run_python
 from tests.support.runs import eventually, somebody_migrating
 
@@ -36,6 +37,17 @@ def test_a_lock_lost_on_the_way_is_taken_again_before_the_next_migration(project
     assert "Applying app.0002_step..." in printed
     assert "lost and taken again" in printed
     assert "may have migrated" not in printed
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_note_that_nobody_can_read_stops_nothing(project: Project) -> None:
+    project.migration(run_python(lambda apps, editor: terminate(LOCK_SESSIONS)))
+    project.migrate("app", command="safemigrate", stderr=Broken())
+    assert recorded() == 1
 
 
 def test_a_lock_that_another_run_has_taken_stops_this_one(project: Project) -> None:

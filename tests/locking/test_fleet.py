@@ -208,10 +208,22 @@ COPIED = (
 # A trigger's INSERT, which nobody sees.
 FIRE = """
     CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO auth_group (name) VALUES ('drawn') ON CONFLICT (id) DO NOTHING; RETURN NULL;
+        INSERT INTO t (note) VALUES ('drawn') ON CONFLICT DO NOTHING; RETURN NULL;
     END $$;
     CREATE TRIGGER fire AFTER INSERT ON django_content_type EXECUTE FUNCTION fire()
 """
+TABLES = {
+    "plain": "CREATE TABLE t (id serial PRIMARY KEY, note text)",
+    "with a trigger": """
+        CREATE TABLE t (id serial PRIMARY KEY, note text);
+        CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TRIGGER pass BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pass()
+        """,
+    "partitioned": """
+        CREATE TABLE t (id serial PRIMARY KEY, note text) PARTITION BY RANGE (id);
+        CREATE TABLE t1 PARTITION OF t DEFAULT
+        """,
+}
 NEWS = "INSERT INTO django_content_type (app_label, model) VALUES ('new', 'new')"
 
 
@@ -225,14 +237,19 @@ def test_a_run_in_a_transaction_checks_anew_after_its_wait(project: Project) -> 
     assert rows("SELECT id FROM auth_group WHERE name = 'drawn'") == [(6,)]
 
 
-def test_what_the_run_has_given_keys_to_is_in_sync_after_a_wait(project: Project) -> None:
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_what_the_run_has_given_keys_to_is_in_sync_after_a_wait(
+    project: Project, table: str
+) -> None:
     project.migrate()
     project.migration(run_python(lambda *_: execute(NEWS)))
-    with healing(), somebody_copying(COPIED):
-        execute(FIRE)
-        execute("INSERT INTO auth_group (id, name) VALUES (1000, 'given')")
+    execute(table)
+    execute(FIRE)
+    copied = "INSERT INTO t SELECT n, 'copied' FROM generate_series(1, 5) AS n"
+    with healing(), somebody_copying(copied):
+        execute("INSERT INTO t VALUES (1000, 'given')")
         assert "Waiting up to" in project.migrate("app", command="safemigrate")
-    assert rows("SELECT id FROM auth_group WHERE name = 'drawn'") == [(1001,)]
+    assert rows("SELECT id FROM t WHERE note = 'drawn'") == [(1001,)]
 
 
 def test_a_nested_run_s_wait_is_for_its_own_database(project: Project, other_database: str) -> None:

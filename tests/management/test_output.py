@@ -51,7 +51,7 @@ class OnlyWrites:
         self.written += text
 
 
-@pytest.mark.parametrize("encoding", [None, "unheard of", 8])
+@pytest.mark.parametrize("encoding", [None, "unheard of", "rot13", "\0", 8])
 def test_a_stream_that_can_do_little(ill: None, project: Project, encoding: Any) -> None:
     out = OnlyWrites()
     out.encoding = encoding
@@ -59,6 +59,17 @@ def test_a_stream_that_can_do_little(ill: None, project: Project, encoding: Any)
     call_command("safemigrate", stdout=out)
     assert "0001_step... OK" in out.written
     assert "1 sequence was behind" in out.written
+
+
+class NoTerminal(OnlyWrites):
+    def isatty(self) -> bool:
+        raise ValueError("closed")
+
+
+def test_a_stream_that_does_not_know_whether_it_is_a_terminal(project: Project) -> None:
+    project.migration(run_python(lambda *_: None))
+    call_command("safemigrate", stdout=(out := NoTerminal()))
+    assert "0001_step... OK" in out.written
 
 
 def test_a_stream_that_can_do_little_while_the_run_waits(project: Project) -> None:

@@ -333,7 +333,8 @@ class Command(BaseCommand):
             self._tell_note(str(wait))
 
     def _tell_note(self, text: str) -> None:
-        self.stderr.write(f"safemigrate: {text}")
+        with suppress(Exception):  # it is told of the run, and does not decide it
+            self.stderr.write(f"safemigrate: {text}")
 
 
 def _summary(resyncs: list[Resync]) -> str:
