@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from safemigrate import driver
 from safemigrate.plans import receiving
+from safemigrate.printing import printable
 from safemigrate.report import Audience, logger
 from safemigrate.signals import lock_waited
 
@@ -52,6 +53,10 @@ SELECT pg_catalog.set_config('lock_timeout', %s, false) AS now
 """
 
 DONE_IN_PART = "It was not retried, because a part of it may have been committed."
+LEFT_INVALID = (
+    "It has left the INVALID index {index}, which could not be dropped either. "
+    "Type: DROP INDEX CONCURRENTLY {index}; and run the command again."
+)
 
 T = TypeVar("T")
 
@@ -179,21 +184,26 @@ class _Waits:
 
         def undo() -> str:
             is_whole = self._is_idle() and can_be_repeated(text)
-            return "" if is_whole and self._drop_left(text, there) else DONE_IN_PART
+            return self._drop_left(text, there) if is_whole else DONE_IN_PART
 
         return self._retry(send, undo, since=monotonic() if is_long else None)
 
-    def _drop_left(self, text: str, there: set[str]) -> bool:
-        """Drop the INVALID index that CREATE INDEX CONCURRENTLY has left, if it was not there."""
-        with suppress(Error):
-            for left in invalid_indexes(self.connection, text) - there:
+    def _drop_left(self, text: str, there: set[str]) -> str:
+        """Drop the INVALID index that CREATE INDEX CONCURRENTLY has left, if it was not there.
+
+        Returns why that can't be.
+        """
+        left = ""
+        try:
+            for left in invalid_indexes(self.connection, text) - there:  # at most one
                 with (
                     self._as_long_as_patience_lasts(),
                     driver.cursor(self.connection) as cursor,
                 ):
                     cursor.execute(f"DROP INDEX CONCURRENTLY {left}")
-            return True
-        return False
+        except Error:
+            return LEFT_INVALID.format(index=printable(left)) if left else DONE_IN_PART
+        return ""
 
     def _is_idle(self) -> bool:
         return self.connection.autocommit and driver.is_idle(self.connection)

@@ -9,7 +9,7 @@ import pytest
 from django.db import IntegrityError, OperationalError, ProgrammingError, connection, transaction
 
 from tests.support.databases import execute, rows, value
-from tests.support.locks import Blocker, letting_go_soon, migrate, patient, sql
+from tests.support.locks import Blocker, letting_go_soon, migrate, note_of, patient, sql
 from tests.support.project import Project, run_python
 from tests.support.servers import needs
 
@@ -130,6 +130,16 @@ def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
     with patient(), giving_up_once(blocker), pytest.raises(ProgrammingError, match="thing_id"):
         execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
     assert value("SELECT 'thing_id'::regclass::oid::int8") == oid
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_invalid_index_that_cannot_be_dropped_is_named(blocker: Blocker) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with pytest.raises(OperationalError) as raised, patient(patience=1):
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+    blocker.let_go()
+    execute(note_of(raised.value).partition("Type: ")[2].partition(";")[0])
+    assert rows(INVALID) == []
 
 
 @pytest.mark.usefixtures("thing")
