@@ -42,11 +42,11 @@ class Wrapper:
         self._move = move
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
-        # The tenants swept since other runs may have written; those swept at all; and whether one
-        # more sweep may find what this one could not check.
+        # The tenants swept since other runs may have written; those swept at all; whether one more
+        # sweep may find what this one could not check; and whether there was a wait for others.
         self._swept: set[str] = set()
         self._swept_before: set[str] = set()
-        self._may_sweep_again = False
+        self._may_sweep_again = self._has_waited = False
         # What the INSERT draws from and is still behind: told after it, for a failure is explained.
         self._still_behind: list[Finding] = []
 
@@ -93,7 +93,8 @@ class Wrapper:
     def sweep(self) -> None:
         """Check every sequence, once for each tenant, and resync those that are behind.
 
-        A second time, what this run has given keys to is only rechecked.
+        A second time, what this run has given keys to is left alone, or after a wait, in which
+        others may have written, only rechecked.
         """
         schema = self._schema()
         if schema in self._swept:
@@ -113,7 +114,8 @@ class Wrapper:
                 leaves_alone=self._disturbed.has_given if is_second else None,
             ):
                 if self._move and finding.is_behind and not finding.obstacle:
-                    self._recheck_left_alone(finding)
+                    if self._has_waited:
+                        self._recheck_left_alone(finding)
                     continue
                 self.audience.tell_of(finding, is_expected=self._move)
                 self._may_sweep_again |= finding.status == "unknown"
@@ -122,6 +124,7 @@ class Wrapper:
     def forget_sweep(self) -> None:
         """Have every sequence checked anew, because other runs have written meanwhile."""
         self._swept.clear()
+        self._has_waited = True
 
     def sweep_again(self) -> None:
         """Sweep once more, if something could not be checked."""

@@ -138,6 +138,25 @@ def test_a_receiver_that_sets_the_role(filled: Project, law: Law, database: str)
     assert value("SELECT max(id) FROM app_item") == 21
 
 
+def test_a_second_sweep_leaves_what_the_run_has_given_keys_to(filled: Project) -> None:
+    """There is one where something could not be checked; nobody else has written meanwhile."""
+    execute("CREATE TABLE held (id serial PRIMARY KEY); INSERT INTO held VALUES (1)")
+    filled.migration(
+        migrations.RunSQL(
+            ["DELETE FROM app_item WHERE id = 21", "INSERT INTO app_item (name) VALUES ('drawn')"]
+        )
+    )
+    first = next(each for each in apps.get_app_configs() if each.models_module)
+
+    def receive(app_config: Any, **kwargs: Any) -> None:
+        if app_config is first:
+            sql("INSERT INTO app_item (id, name) VALUES (21, 'given'), (1000, 'given')")
+
+    with heard(pre_migrate, receive), locked("held"):
+        filled.migrate("app", command="safemigrate")
+    assert value("SELECT id FROM app_item WHERE name = 'drawn'") == 21
+
+
 @pytest.mark.parametrize("planned", [True, False])
 @pytest.mark.parametrize("suffix", ["", " ON CONFLICT DO NOTHING"], ids=["raises", "drops"])
 def test_a_receiver_of_connection_created_that_writes(
