@@ -120,10 +120,19 @@ def test_outlasts_a_crash_of_the_server(project: Project) -> None:
     with moved_to_a_server_of_its_own():
         project.migrate("contenttypes")
         with waiting(interval=1):
-            os.kill(value("SELECT pg_backend_pid()"), signal.SIGKILL)
-            connection.close()
+            crash()
             eventually(is_up)
             project.migrate()
+
+
+def crash() -> None:
+    """Crash the server: it has begun to end every session once one that did nothing is broken."""
+    bystander = connection.copy()
+    bystander.ensure_connection()
+    os.kill(value("SELECT pg_backend_pid()"), signal.SIGKILL)
+    connection.close()
+    eventually(lambda: not bystander.is_usable())
+    bystander.close()
 
 
 def is_up() -> bool:
