@@ -47,13 +47,13 @@ DECLARE
 BEGIN
     FOR feed IN
         WITH RECURSIVE feed AS MATERIALIZED ({LISTING_OF_SETTING}),
-        leaf (sequence, relation, attribute, name) AS (
-            SELECT f.sequence, f.relation, f.attribute, a.attname
+        leaf (sequence, relation, attribute, name, type) AS (
+            SELECT f.sequence, f.relation, f.attribute, a.attname, a.atttypid
             FROM feed AS f
             JOIN pg_catalog.pg_attribute AS a
               ON a.attrelid = f.relation AND a.attnum = f.attribute
             UNION
-            SELECT l.sequence, a.attrelid, a.attnum::pg_catalog.int4, a.attname
+            SELECT l.sequence, a.attrelid, a.attnum::pg_catalog.int4, a.attname, a.atttypid
             FROM leaf AS l
             JOIN pg_catalog.pg_class AS c ON c.oid = l.relation AND c.relkind = 'p'
             JOIN pg_catalog.pg_inherits AS i ON i.inhparent = c.oid
@@ -66,6 +66,9 @@ BEGIN
                CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END AS farthest,
                pg_catalog.sign(q.seqincrement::pg_catalog.numeric) AS sign,
                c.relkind = 'r' AND x.is_indexed
+               -- A number of the server's own: a cast from another type may be anybody's function.
+               AND t.typoutput = ANY ('{{int2out,int4out,int8out,numeric_out}}'
+                                      ::pg_catalog.regproc[])
                AND (NOT x.has_code OR {code_of_others("ARRAY[c.oid]")} IS NULL)
                AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                AND pg_catalog.has_schema_privilege(sn.oid, 'USAGE')
@@ -75,6 +78,7 @@ BEGIN
         FROM leaf AS l
         JOIN pg_catalog.pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'f')
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pg_catalog.pg_type AS t ON t.oid = l.type
         JOIN pg_catalog.pg_class AS s ON s.oid = l.sequence
         JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
         JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = s.oid

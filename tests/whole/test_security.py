@@ -55,6 +55,16 @@ TRAPS = """
     CREATE DOMAIN trapped AS integer CHECK (mallory.trap(VALUE) > 0);
     CREATE SEQUENCE for_domain;
     CREATE TABLE with_domain (id trapped PRIMARY KEY DEFAULT nextval('for_domain'));
+    CREATE TYPE grade AS ENUM ('a');
+    CREATE FUNCTION to_grade(bigint) RETURNS grade LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN 'a'; END $$;
+    CREATE FUNCTION from_grade(grade) RETURNS numeric LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM mallory.ring(); RETURN 1; END $$;
+    CREATE CAST (bigint AS grade) WITH FUNCTION to_grade AS ASSIGNMENT;
+    CREATE CAST (grade AS numeric) WITH FUNCTION from_grade;
+    CREATE SEQUENCE for_grade;
+    CREATE TABLE with_cast (id grade PRIMARY KEY DEFAULT nextval('for_grade'));
+    INSERT INTO with_cast VALUES ('a');
     CREATE TABLE with_check (id serial PRIMARY KEY, CHECK (mallory.trap(1) = 1));
     CREATE TABLE with_policy (id serial PRIMARY KEY);
     ALTER TABLE with_policy ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
