@@ -54,9 +54,11 @@ def option(name: str, value: str) -> list[str]:
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
-def sql_identifier(name: str) -> str:
-    """Quote ``name`` for a statement that is printed, with PostgreSQL's Unicode escapes."""
-    return f'U&"{_unicode_escapes(name, quote=chr(34))}"'
+def sql_name(quoted: str, *parts: str) -> str:
+    """Return a quoted name, or its ``parts`` with Unicode escapes if it holds what acts."""
+    if quoted.isprintable():
+        return quoted
+    return ".".join(f'U&"{_unicode_escapes(part, quote=chr(34))}"' for part in parts)
 
 
 def sql_literal(text: str) -> str:

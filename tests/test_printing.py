@@ -12,8 +12,8 @@ from safemigrate.printing import (
     one_line,
     printable,
     printable_ascii,
-    sql_identifier,
     sql_literal,
+    sql_name,
 )
 from tests.support.databases import execute, value
 
@@ -33,11 +33,12 @@ def test_what_is_printed_is_one_line_without_controls(name: str) -> None:
     for text in (printable(name), printable_ascii(name), one_line(name)):
         assert text.isprintable()
     assert printable_ascii(name).isascii()
-    assert sql_identifier(name).isprintable()
+    assert sql_name(name, name).isprintable()
     assert sql_literal(name).isprintable()
 
 
 def test_what_can_be_printed_stays_as_it_is() -> None:
+    assert sql_name('public."ä b"', "public", "ä b") == 'public."ä b"'
     assert printable('public."Bestellung Nr. 7"') == 'public."Bestellung Nr. 7"'
     assert printable("märz заказ") == "märz заказ"
     assert printable_ascii("märz") == "m\\xe4rz"
@@ -58,5 +59,5 @@ def test_a_text_of_several_lines_becomes_one() -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_the_server_reads_the_escapes_as_the_name(database: str, name: str) -> None:
     assert value(f"SELECT {sql_literal(name)}") == name
-    execute(f"CREATE TABLE {sql_identifier(name)} (id int)")
+    execute(f"CREATE TABLE {sql_name(name, name)} (id int)")
     assert value("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid >= 16384") == name

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from safemigrate import driver
+from safemigrate.printing import sql_name
 from safemigrate.sqltext import NAME, verb_of_one_statement
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback 
 # Compiled when they are needed: most runs need none of them.
 CREATE_INDEX = rf"""(?xi)
     \s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
-    \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)"""
+    \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\s*\.\s*{NAME}){{0,2}})(?=\s*\(|\s+USING\b)"""
 QUEUES_NOBODY = r"""(?xi)
     \s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
         | REINDEX\s[^;]*\bCONCURRENTLY\b
@@ -30,14 +31,15 @@ CONCURRENTLY = r"(?i)\bconcurrently\b"
 NOWAIT = r"(?i)\bnowait\b"
 
 INVALID_INDEXES = """
-SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS name
+SELECT pg_catalog.format('%%I.%%I', space.nspname, class.relname) AS quoted,
+       space.nspname::pg_catalog.text AS schema, class.relname::pg_catalog.text AS name
   FROM pg_catalog.pg_index AS index
   JOIN pg_catalog.pg_class AS class
     ON class.oid OPERATOR(pg_catalog.=) index.indexrelid
   JOIN pg_catalog.pg_namespace AS space
     ON space.oid OPERATOR(pg_catalog.=) class.relnamespace
  WHERE index.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)::pg_catalog.oid
-   AND class.relname OPERATOR(pg_catalog.=) (pg_catalog.parse_ident(%s))[1]
+   AND class.relname OPERATOR(pg_catalog.=) (pg_catalog.parse_ident(%s))[1]::pg_catalog.name
    AND NOT index.indisvalid
 """
 
@@ -71,4 +73,5 @@ def invalid_indexes(connection: BaseDatabaseWrapper, text: str) -> set[str]:
     if found is None:
         return set()
     with driver.cursor(connection) as cursor:
-        return {row.name for row in cursor.rows(INVALID_INDEXES, [found["table"], found["name"]])}
+        rows = cursor.rows(INVALID_INDEXES, [found["table"], found["name"]])
+    return {sql_name(row.quoted, row.schema, row.name) for row in rows}

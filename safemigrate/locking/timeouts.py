@@ -17,7 +17,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from safemigrate import driver
 from safemigrate.plans import receiving
-from safemigrate.printing import printable
 from safemigrate.report import Audience, logger
 from safemigrate.signals import lock_waited
 
@@ -202,7 +201,7 @@ class _Waits:
                 ):
                     cursor.execute(f"DROP INDEX CONCURRENTLY {left}")
         except Error:
-            return LEFT_INVALID.format(index=printable(left)) if left else DONE_IN_PART
+            return LEFT_INVALID.format(index=left) if left else DONE_IN_PART
         return ""
 
     def _is_idle(self) -> bool:

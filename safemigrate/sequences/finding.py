@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from safemigrate.printing import comment, sql_identifier, sql_literal
+from safemigrate.printing import comment, sql_literal, sql_name
 
 from .sequence import Hinders, Obstacle, Sequence
 
@@ -130,7 +130,6 @@ def sql_lines(finding: Finding) -> Iterator[str]:
 
 def _names_to_print(sequence: Sequence) -> tuple[str, str]:
     """Return its name as a literal and as an identifier, without a character that acts."""
-    if sequence.quoted.isprintable():
-        return sequence.literal, sequence.quoted
-    schema, name = sql_identifier(sequence.schema), sql_identifier(sequence.name)
-    return sql_literal(sequence.quoted), f"{schema}.{name}"
+    quoted = sequence.quoted
+    literal = sequence.literal if quoted.isprintable() else sql_literal(quoted)
+    return literal, sql_name(quoted, sequence.schema, sequence.name)

@@ -119,6 +119,41 @@ def test_the_invalid_index_that_was_left_is_dropped_and_no_other(
 
 
 @pytest.mark.usefixtures("thing")
+@pytest.mark.parametrize("exists", ["", "IF NOT EXISTS "])
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("i" * 70, "thing"),
+        ('"' + "é" * 40 + '"', "thing"),
+        ("i", "public . thing"),
+        ("i", '{database}."public".thing'),
+    ],
+    ids=["a long name", "a long name in two bytes each", "blanks", "a database"],
+)
+def test_the_invalid_index_is_found_however_it_is_written(
+    blocker: Blocker, name: str, table: str, exists: str
+) -> None:
+    """With IF NOT EXISTS, a second attempt would leave it INVALID without an error."""
+    table = table.format(database=connection.settings_dict["NAME"])
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker):
+        execute(f"CREATE INDEX CONCURRENTLY {exists}{name} ON {table} (id)")
+    assert rows(INVALID) == []
+    assert value("SELECT count(*) FROM pg_index WHERE indrelid = 'thing'::regclass") == 1
+
+
+@pytest.mark.usefixtures("thing")
+def test_an_index_is_not_created_twice_if_its_table_s_name_is_not_understood(
+    blocker: Blocker,
+) -> None:
+    execute("CREATE TABLE thing😀 (id int)")
+    blocker.execute("LOCK TABLE thing😀 IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker, attempts=1), pytest.raises(OperationalError):
+        execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON thing😀 (id)")
+    assert rows(INVALID) == [("i",)]
+
+
+@pytest.mark.usefixtures("thing")
 def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
     blocker: Blocker,
 ) -> None:
@@ -133,10 +168,11 @@ def test_an_invalid_index_of_that_name_that_was_there_before_is_not_dropped(
 
 
 @pytest.mark.usefixtures("thing")
-def test_an_invalid_index_that_cannot_be_dropped_is_named(blocker: Blocker) -> None:
+@pytest.mark.parametrize("name", ["thing_id", '"a\nb \u202e"', '"a%s{b}"'])
+def test_an_invalid_index_that_cannot_be_dropped_is_named(blocker: Blocker, name: str) -> None:
     blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
     with pytest.raises(OperationalError) as raised, patient(patience=1):
-        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+        execute(f"CREATE INDEX CONCURRENTLY {name} ON thing (id)")
     blocker.let_go()
     execute(note_of(raised.value).partition("Type: ")[2].partition(";")[0])
     assert rows(INVALID) == []
