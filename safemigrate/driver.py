@@ -176,8 +176,8 @@ def transaction(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
         driver.autocommit = True
     try:
         with cursor(connection) as ours:
-            ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             try:
+                ours.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 yield ours
             except BaseException:
                 with suppress(Error):

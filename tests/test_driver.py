@@ -1,0 +1,28 @@
+"""What differs between the drivers, and what is sent beside Django."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from safemigrate import driver
+from tests.support.databases import execute
+
+
+@pytest.mark.usefixtures("database")
+def test_ctrl_c_leaves_no_transaction_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs its handler when the driver has come back: here, when it has sent our BEGIN."""
+    plain = driver.Cursor.execute
+
+    def interrupted(self: driver.Cursor, sql: str, params: Any = None) -> None:
+        plain(self, sql, params)
+        if sql.startswith("BEGIN"):
+            raise KeyboardInterrupt
+
+    execute("SELECT 1")
+    monkeypatch.setattr(driver.Cursor, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt), driver.transaction(connection):
+        pass
+    assert driver.transaction_status(connection) == driver.IDLE
