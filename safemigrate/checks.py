@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks, management
 from django.core.exceptions import ImproperlyConfigured
@@ -53,11 +55,11 @@ def _refusal(reader: Callable[[], object]) -> str:
 
 
 def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """Warn if ``safemigrate`` is another app's command."""
+    """Warn if ``safemigrate`` is another app's command, or hides one."""
     command: str | BaseCommand | None = management.get_commands().get(PACKAGE)
     owner = type(command).__module__ if isinstance(command, BaseCommand) else command
     if owner is None or owner == PACKAGE or owner.startswith(f"{PACKAGE}."):
-        return []
+        return [*_hidden_commands()]
     return [
         checks.Warning(
             f"'manage.py safemigrate' is the command of {owner!r}, not of this package.",
@@ -65,6 +67,18 @@ def check_command(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             id="safemigrate.W001",
         )
     ]
+
+
+def _hidden_commands() -> Iterator[checks.CheckMessage]:
+    for config in apps.get_app_configs():
+        path = Path(config.path, "management", "commands", f"{PACKAGE}.py")
+        if config.name != PACKAGE and path.exists():
+            yield checks.Warning(
+                f"'manage.py safemigrate' is the command of this package, not of {config.name!r}.",
+                hint=f"If the other one is meant, list {config.name!r} before {PACKAGE!r} in "
+                "INSTALLED_APPS; else leave it out.",
+                id="safemigrate.W008",
+            )
 
 
 def check_databases(

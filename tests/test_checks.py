@@ -1,4 +1,4 @@
-"""The system checks: settings (E001, W005), whose command it is (W001), what is behind (W002)."""
+"""The system checks: settings (E001, W005), whose command it is (W001, W008), what is behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.conf import settings
 from django.core import management
 from django.core.checks import CheckMessage, run_checks
 from django.core.management import BaseCommand, call_command
@@ -16,6 +17,8 @@ from safemigrate.checks import check_command, check_databases
 from tests.support.databases import behind, binding, execute, put_behind, sqlite
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.project import Project
 
 
@@ -98,6 +101,20 @@ def test_another_app_s_command(monkeypatch: pytest.MonkeyPatch, theirs: Any) -> 
     )
     assert warning.hint is not None
     assert f"List 'safemigrate' before '{owner}' in INSTALLED_APPS" in warning.hint
+
+
+def test_an_app_whose_command_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = tmp_path / "theirs" / "management" / "commands"
+    commands.mkdir(parents=True)
+    (tmp_path / "theirs" / "__init__.py").touch()
+    (commands / "safemigrate.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "theirs"]):
+        (warning,) = check_command(None)
+    assert warning.id == "safemigrate.W008"
+    assert warning.msg == (
+        "'manage.py safemigrate' is the command of this package, not of 'theirs'."
+    )
 
 
 def test_sequences_behind(project: Project) -> None:
