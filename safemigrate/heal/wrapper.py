@@ -21,7 +21,7 @@ from .disturbed import Disturbed
 from .statements import UNREAD, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -42,11 +42,11 @@ class Wrapper:
         self._move = move
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
-        # The tenants swept since other runs may have written; those swept at all; whether one more
-        # sweep may find what this one could not check; and whether there was a wait for others.
-        self._swept: set[str] = set()
-        self._swept_before: set[str] = set()
-        self._may_sweep_again = self._has_waited = False
+        # The schemas that were swept, "" for all of them; those of them in which others may have
+        # written since; and the sequences that could not be checked.
+        self._swept: frozenset[str] = frozenset()
+        self._stale: frozenset[str] = frozenset()
+        self._unknown: set[int] = set()
         # What the INSERT draws from and is still behind: told after it, for a failure is explained.
         self._still_behind: list[Finding] = []
 
@@ -91,47 +91,62 @@ class Wrapper:
         return getattr(self.connection, "schema_name", None) or ""
 
     def sweep(self) -> None:
-        """Check every sequence, once for each tenant, and resync those that are behind.
-
-        A second time, what this run has given keys to is left alone, or after a wait, in which
-        others may have written, only rechecked.
-        """
+        """Check every sequence, once for each tenant, and resync those that are behind."""
         schema = self._schema()
-        if schema in self._swept:
-            return
+        if schema not in self._swept or schema in self._stale:
+            self._sweep(schema)
+
+    def forget_sweep(self) -> None:
+        """Have every sequence checked anew, because other runs have written meanwhile."""
+        self._stale = self._swept
+
+    def sweep_again(self) -> None:
+        """Sweep once more, if something could not be checked."""
+        if self._unknown:
+            self._sweep(self._schema())
+            self._unknown.clear()
+
+    def _sweep(self, schema: str) -> None:
+        """Sweep a tenant's schemas, or all.
+
+        Of what was swept before, only this is resynced: what could not be checked then, and what
+        others may have put behind since. What this run has given keys to is at most rechecked.
+        """
+        swept, stale = self._swept, self._stale
+
+        def is_stale(finding: Finding) -> bool:
+            return not stale.isdisjoint(_schemas_of(finding, schema))
+
+        def leaves_alone(finding: Finding) -> bool:
+            return swept.issuperset(_schemas_of(finding, schema)) and (
+                self._disturbed.has_given(finding)
+                or not (is_stale(finding) or finding.sequence.oid in self._unknown)
+            )
+
         with self._contained("The sequences could not be checked"):
             self.connection.ensure_connection()
             if not self._can_send():
                 return
-            self._swept.add(schema)
-            schemas = current_schemas(self.connection) if schema else None
-            is_second = schema in self._swept_before
-            self._swept_before.add(schema)
+            self._have_swept({schema})
+            schemas = current_schemas(self.connection) if schema else []
+            self._have_swept(schemas)
             for finding in sweep(
                 self.connection,
-                schemas=schemas,
+                schemas=schemas if schema else None,
                 move=self._move,
-                leaves_alone=self._disturbed.has_given if is_second else None,
+                leaves_alone=leaves_alone,
             ):
-                if self._move and finding.is_behind and not finding.obstacle:
-                    if self._has_waited:
-                        self._recheck_left_alone(finding)
-                    continue
-                self.audience.tell_of(finding, is_expected=self._move)
-                self._may_sweep_again |= finding.status == "unknown"
-                self._disturbed.mark(finding)
+                if not finding.is_behind or finding.obstacle or not self._move:
+                    self.audience.tell_of(finding, is_expected=self._move)
+                    self._disturbed.mark(finding)
+                elif is_stale(finding):
+                    self._recheck_left_alone(finding)
+                if finding.status == "unknown":
+                    self._unknown.add(finding.sequence.oid)
 
-    def forget_sweep(self) -> None:
-        """Have every sequence checked anew, because other runs have written meanwhile."""
-        self._swept.clear()
-        self._has_waited = True
-
-    def sweep_again(self) -> None:
-        """Sweep once more, if something could not be checked."""
-        if self._may_sweep_again:
-            self._swept.discard(self._schema())
-            self.sweep()
-            self._may_sweep_again = False
+    def _have_swept(self, schemas: Iterable[str]) -> None:
+        self._swept = self._swept.union(schemas)
+        self._stale = self._stale.difference(schemas)
 
     def _recheck_left_alone(self, finding: Finding) -> None:
         for table in {key.quoted_table for key in finding.sequence.keys}:
@@ -219,3 +234,8 @@ class Wrapper:
             with self._contained("The failed constraint could not be checked"):
                 self._judge.explain(leaving)
             self.audience.tell_why(leaving)
+
+
+def _schemas_of(finding: Finding, tenant: str) -> set[str]:
+    """Name the schemas of the keys that a sequence feeds, as a sweep of that tenant names them."""
+    return {key.schema for key in finding.sequence.keys} if tenant else {""}

@@ -138,9 +138,21 @@ def test_a_receiver_that_sets_the_role(filled: Project, law: Law, database: str)
     assert value("SELECT max(id) FROM app_item") == 21
 
 
-def test_a_second_sweep_leaves_what_the_run_has_given_keys_to(filled: Project) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        "INSERT INTO app_item (id, name) VALUES (21, 'given'), (1000, 'given')",
+        "INSERT INTO items (id, name) VALUES (21, 'given'), (1000, 'given')",
+        "DO $$ BEGIN INSERT INTO app_item (id, name) VALUES (21, 'g'), (1000, 'g'); END $$",
+    ],
+    ids=["", "through a view", "unseen"],
+)
+def test_a_second_sweep_leaves_what_the_run_has_given_keys_to(filled: Project, given: str) -> None:
     """There is one where something could not be checked; nobody else has written meanwhile."""
-    execute("CREATE TABLE held (id serial PRIMARY KEY); INSERT INTO held VALUES (1)")
+    execute(
+        "CREATE TABLE held (id serial PRIMARY KEY); INSERT INTO held VALUES (1);"
+        "CREATE VIEW items AS SELECT * FROM app_item"
+    )
     filled.migration(
         migrations.RunSQL(
             ["DELETE FROM app_item WHERE id = 21", "INSERT INTO app_item (name) VALUES ('drawn')"]
@@ -150,7 +162,7 @@ def test_a_second_sweep_leaves_what_the_run_has_given_keys_to(filled: Project) -
 
     def receive(app_config: Any, **kwargs: Any) -> None:
         if app_config is first:
-            sql("INSERT INTO app_item (id, name) VALUES (21, 'given'), (1000, 'given')")
+            sql(given)
 
     with heard(pre_migrate, receive), locked("held"):
         filled.migrate("app", command="safemigrate")

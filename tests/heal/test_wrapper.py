@@ -376,6 +376,20 @@ def test_tenants_are_swept_one_by_one(database: str, monkeypatch: pytest.MonkeyP
     assert next_value("c.t_id_seq") == 1
 
 
+def test_what_tenants_share_is_swept_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tenant's migration has given it since is left where it is, as under migrate."""
+    execute("CREATE TABLE shared (id serial PRIMARY KEY, note text)")
+    execute("CREATE SCHEMA a; CREATE SCHEMA b; INSERT INTO shared VALUES (7)")
+    with healing() as report:
+        for tenant in ("a", "b"):
+            monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
+            execute(f"SET search_path = {tenant}, public")
+            execute("INSERT INTO shared (note) VALUES ('drawn')")
+            execute(f"INSERT INTO shared VALUES ({ord(tenant)}, 'given')")
+    assert [each.after for each in report.resyncs] == [8]
+    assert rows("SELECT id FROM shared WHERE note = 'drawn' ORDER BY id") == [(8,), (9,)]
+
+
 def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> None:
     def fill(apps: Any, editor: Any) -> None:
         tags(apps).create(pk=1000, name="given")

@@ -11,12 +11,14 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, migrations, transaction
 from django.db.backends.signals import connection_created
+from django.db.models.signals import pre_migrate
 
 from safemigrate import healing
-from tests.support.databases import behind, elsewhere, execute, put_behind, rows, value
+from tests.support.databases import behind, elsewhere, execute, locked, put_behind, rows, value
 from tests.support.locks import LOCK_SESSIONS, terminate
 from tests.support.project import Project, run_python
 from tests.support.runs import LONG, ROOT, somebody_migrating
@@ -287,6 +289,30 @@ def test_a_wait_does_not_move_a_sequence_past_keys_that_the_run_has_given(projec
             "ON CONFLICT (id) DO NOTHING RETURNING id"
         )
         assert drawn == copied + 1
+
+
+def test_a_wait_ends_with_the_sweep_that_follows_it(project: Project) -> None:
+    """The next one, for a table that was locked, comes when nobody else has written."""
+    project.migrate()
+    project.migration(migrations.RunSQL("INSERT INTO t (id, note) VALUES (5, 'drawn')"))
+    execute(
+        "CREATE TABLE t (id int PRIMARY KEY, number serial, note text);"
+        "INSERT INTO t (id, note) VALUES (1, 'a'), (2, 'b');"
+        "CREATE TABLE held (id serial PRIMARY KEY); INSERT INTO held VALUES (1)"
+    )
+    first = next(each for each in apps.get_app_configs() if each.models_module)
+
+    def receive(app_config: Any, **_: Any) -> None:
+        if app_config is first:
+            execute("INSERT INTO t VALUES (3, 3, 'given')")
+
+    pre_migrate.connect(receive)
+    try:
+        with locked("held"), somebody_copying("SELECT 1"):
+            assert "Waiting up to" in project.migrate("app", command="safemigrate")
+    finally:
+        pre_migrate.disconnect(receive)
+    assert rows("SELECT number FROM t WHERE note = 'drawn'") == [(3,)]
 
 
 @pytest.mark.parametrize("options", [{}, {"verbosity": 0}])
