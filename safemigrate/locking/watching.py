@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from django.db import Error
 from django.db.backends.signals import connection_created
@@ -30,7 +29,7 @@ OFF, ON = "0", "500ms"
 
 
 @contextmanager
-def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def watching(migrating: BaseDatabaseWrapper) -> Iterator[None]:
     """Let the server end this session's statement, uncommitted, once its client is gone.
 
     Otherwise a killed run's statement goes on, and commits. It takes PostgreSQL 14 or later, on a
@@ -38,24 +37,26 @@ def watching(connection: BaseDatabaseWrapper) -> Iterator[None]:
     until ``migrate`` has a plan. Connections that the alias opens after that are watched, too.
     """
     process = os.getpid()
-    watched: WeakSet[Any] = WeakSet()  # those of the project's threads end with them
+    alias = migrating.alias
+    ours: Any = None  # not those of the project's threads, which end with them
 
     def watch(connection: BaseDatabaseWrapper, **_: object) -> None:
-        if connection.alias == alias and _replace(connection, OFF, ON):
-            watched.add(connection.connection)
+        nonlocal ours
+        is_watched = connection.alias == alias and _replace(connection, OFF, ON)
+        if is_watched and connection.connection is migrating.connection:
+            ours = connection.connection
 
     def watch_a_plan(using: str, plan: Any) -> None:
-        if using == alias and not watched:
-            watch(connection)
+        if using == alias and ours is None:
+            watch(migrating)
             stack.enter_context(receiving(connection_created, watch))
 
-    alias = connection.alias
     with ExitStack() as stack, receiving_plans(watch_a_plan):
         try:
             yield
         finally:
-            if os.getpid() == process and connection.connection in watched:
-                _replace(connection, ON, OFF)
+            if os.getpid() == process and ours is not None and migrating.connection is ours:
+                _replace(migrating, ON, OFF)
 
 
 def _replace(connection: BaseDatabaseWrapper, before: str, after: str) -> bool:

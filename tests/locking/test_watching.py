@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import connection, migrations, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.signals import pre_migrate
 
 from safemigrate.locking.lock import migration_lock
@@ -43,6 +44,38 @@ def test_a_server_that_watches_already_is_left_alone(options: dict[str, Any]) ->
         planned()
         assert value(INTERVAL) == "2s"
     assert value(INTERVAL) == "2s"
+
+
+class Proxy:
+    """The driver's connection as a package for tracing has it: no hash, and no weak reference."""
+
+    __slots__ = ("_traced",)
+
+    def __init__(self, traced: Any) -> None:
+        object.__setattr__(self, "_traced", traced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._traced, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._traced, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._traced == other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_connection_of_another_class_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.close()
+    connect = DatabaseWrapper.get_new_connection
+    monkeypatch.setattr(DatabaseWrapper, "get_new_connection", lambda *args: Proxy(connect(*args)))
+    with watching(connection):
+        connection.ensure_connection()
+        planned()
+        assert value(INTERVAL) == watched()
+    assert value(INTERVAL) == unwatched()
+    connection.close()
 
 
 def test_in_a_transaction_nothing_is_sent() -> None:
