@@ -42,13 +42,13 @@ MOST_MILLISECONDS = 2**31 - 1  # the server's own limit
 # Behind a pooler the session is another client's in a moment.
 SET_IN_OWN_SESSION = """
 SELECT pg_catalog.current_setting('lock_timeout') AS before,
+       pg_catalog.set_config('lock_timeout', %s, false) AS longer,
        pg_catalog.set_config('lock_timeout', %s, false) AS ours
  WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) %s
 """
-# Not where the migration has set its own.
 REPLACE = """
 SELECT pg_catalog.set_config('lock_timeout', %s, false) AS now
- WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) %s
+ WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) ANY (%s)
 """
 
 DONE_IN_PART = "It was not retried, because a part of it may have been committed."
@@ -126,30 +126,35 @@ class _Waits:
                 yield
         finally:
             if self._pid and not driver.is_closed(self.connection):
-                # After Ctrl-C the first may be cancelled: a statement is, whichever it is.
-                twice = Retrying(stop=stop_after_attempt(2), reraise=True)
-                with suppress(Error):
-                    twice(self._send, REPLACE, [self._before, self._ours])
+                self._give_back([self._ours, self._longer], self._before)
 
     def _open(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection is not self.connection:
             return
         pid = driver.backend_pid(connection.connection)
-        found = self._send(SET_IN_OWN_SESSION, [_milliseconds(self.seconds), pid])
+        longer = max(self.patience, self.seconds)
+        found = self._send(
+            SET_IN_OWN_SESSION, [_milliseconds(longer), _milliseconds(self.seconds), pid]
+        )
         self._pid = pid if found else None
-        self._before = found.before if found else ""
-        self._ours = found.ours if found else ""
+        if found:
+            self._before, self._longer, self._ours = found
 
     @contextmanager
     def _as_long_as_patience_lasts(self) -> Iterator[None]:
-        longest = _milliseconds(max(self.patience, self.seconds))
-        longer = self._send(REPLACE, [longest, self._ours]) if self._pid else None
+        is_longer = self._pid and self._send(REPLACE, [self._longer, [self._ours]])
         try:
             yield
         finally:
-            if longer:
-                with suppress(Error):  # a failed transaction, whose rollback takes the setting back
-                    self._send(REPLACE, [self._ours, longer.now])
+            if is_longer:
+                self._give_back([self._longer], self._ours)
+
+    def _give_back(self, ours: list[str], before: str) -> None:
+        """Set what was set before, unless the migration has set its own."""
+        # After Ctrl-C the first may be cancelled: a statement is, whichever it is.
+        twice = Retrying(stop=stop_after_attempt(2), reraise=True)
+        with suppress(Error):  # a failed transaction, whose rollback takes the setting back
+            twice(self._send, REPLACE, [before, ours])
 
     def _send(self, sql: str, params: Any = None) -> Any:
         with driver.cursor(self.connection) as cursor:

@@ -554,6 +554,39 @@ def test_the_setting_is_given_back_though_a_cancel_comes_late(
     assert (value("SHOW lock_timeout"), cancels) == ("0", [])
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["a cancel", "Ctrl-C"])
+def test_the_longer_setting_is_given_back_though_one_comes_late(
+    thing: None, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """What hinders the first attempt to give it back comes after an index that was interrupted."""
+    execute("SET lock_timeout = '7s'")
+    send = _Waits._send
+    sent: list[Any] = []
+
+    def send_late(self: _Waits, *args: Any) -> Any:
+        sent.append(args)
+        if len(sent) == 2 and is_cancelled:
+            execute("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)")
+        elif len(sent) == 2:
+            raise KeyboardInterrupt
+        return send(self, *args)
+
+    def interrupt(run: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if "CONCURRENTLY" in sql:
+            raise KeyboardInterrupt
+        return run(sql, params, many, context)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        patient(patience=30),
+        connection.execute_wrapper(interrupt),
+    ):
+        monkeypatch.setattr(_Waits, "_send", send_late)
+        execute("CREATE INDEX CONCURRENTLY thing_id ON thing (id)")
+    assert value("SHOW lock_timeout") == "7s"
+    assert len(sent) > 2
+
+
 def test_a_migration_that_removes_all_wrappers(shop: Project) -> None:
     shop.migration(run_python(lambda apps, editor: connection.execute_wrappers.clear()))
     migrate(shop)
