@@ -149,8 +149,12 @@ def deadline(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
     with connection.wrap_database_errors:
         descriptor = os.dup(connection.connection.fileno())
     with socket.socket(fileno=descriptor) as ours:
-        longest = min(seconds, threading.TIMEOUT_MAX)
-        timer = threading.Timer(longest, ours.shutdown, [socket.SHUT_RDWR])
+
+        def cut() -> None:
+            with suppress(OSError):  # the other end has gone, or Ctrl-C has ended the block early
+                ours.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), cut)
         timer.daemon = True
         timer.start()
         try:

@@ -223,7 +223,8 @@ class Wrapper:
         try:
             return retrying(send_again)
         except Exception as last:  # noqa: BLE001 - whatever it is, the first is the run's
-            self.audience.explain(failure, f"It was retried, and failed: {one_line(str(last))}")
+            with self._contained("It was retried, and failed"):
+                self.audience.explain(failure, f"It was retried, and failed: {one_line(str(last))}")
         raise failure
 
     # At the end of the run.

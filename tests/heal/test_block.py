@@ -148,14 +148,29 @@ def test_another_error_of_the_retry_is_told(groups: None) -> None:
     assert "auth_group_name" in note_of(raised.value)
 
 
-def test_what_else_a_retry_meets_gives_way_to_the_first_error(groups: None) -> None:
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("one statement, and no more"), "one statement, and no more"),
+        (SpeechlessError(), ""),
+    ],
+    ids=["an error", "an error without words"],
+)
+def test_what_else_a_retry_meets_gives_way_to_the_first_error(
+    groups: None, error: Exception, said: str
+) -> None:
     """Another wrapper's own exception, say."""
     attempts: list[str] = []
 
     def refuse(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         attempts.append(sql)
         if len(attempts) > 1:
-            raise RuntimeError("one statement, and no more")
+            raise error
         return run(sql, params, many, context)
 
     with safemigrate.healing():
@@ -165,7 +180,8 @@ def test_what_else_a_retry_meets_gives_way_to_the_first_error(groups: None) -> N
             connection.execute_wrapper(refuse),
         ):
             execute("INSERT INTO auth_group (name) VALUES ('new')")
-    assert note_of(raised.value) == "It was retried, and failed: one statement, and no more"
+    if said:
+        assert note_of(raised.value) == f"It was retried, and failed: {said}"
 
 
 class OddError(Exception):

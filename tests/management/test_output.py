@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.core.management.commands import migrate
 
 from safemigrate.management.output import Lines
+from tests.support.databases import value
 from tests.support.project import run_python
 from tests.support.runs import LONG, in_threads, somebody_migrating
 
@@ -89,6 +90,16 @@ def test_our_lines_are_for_nobody_where_the_reader_has_gone(ill: None, project: 
     out = OnlyWrites(breaks_at="sequence")
     call_command("safemigrate", "app", stdout=out)
     assert out.written.endswith("0001_step... OK\n")
+
+
+def test_without_a_stdout_a_migration_may_print(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has none after ``manage.py safemigrate -v 0 >&-``."""
+    project.migration(run_python(lambda *_: print("printed")))  # noqa: T201
+    monkeypatch.setattr(sys, "stdout", None)
+    call_command("safemigrate", verbosity=0)
+    assert value("SELECT count(*) FROM django_migrations WHERE app = 'app'") == 1
 
 
 def test_stdout_is_what_it_was_after_two_runs_at_once(

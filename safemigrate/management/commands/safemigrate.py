@@ -208,8 +208,10 @@ class Command(BaseCommand):
             printer._out = lines
         # Some do not print through the command: print() in a migration, django-tenants' executors.
         # Not in a thread: of two at once one would put back what the other has put there.
+        # Nor where there is none, because it was closed before Python started.
         is_main = current_thread() is main_thread()
-        heard = redirect_stdout(lines) if is_main and stream is sys.stdout else nullcontext()
+        is_heard = is_main and stream is not None and stream is sys.stdout
+        heard = redirect_stdout(lines) if is_heard else nullcontext()
         try:
             with heard:
                 yield
