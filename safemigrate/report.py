@@ -185,12 +185,11 @@ class Audience:
 
     def explain(self, error: BaseException, text: str) -> None:
         """Attach ``text`` to ``error``, so that it is shown wherever the error ends up."""
-        if text:
-            text = printable(text)
-            if hasattr(error, "add_note"):
-                error.add_note(f"safemigrate: {text}")
-            notes = (*_notes(error), (self.using, text))
-            error.safemigrate_notes = notes  # type: ignore[attr-defined]
+        text = printable(text)
+        if hasattr(error, "add_note"):
+            error.add_note(f"safemigrate: {text}")
+        notes = (*_notes(error), (self.using, text))
+        error.safemigrate_notes = notes  # type: ignore[attr-defined]
 
     def tell_why(self, leaving: BaseException) -> None:
         """Report the notes on the error that the run ends with, and on those that caused it."""

@@ -121,8 +121,10 @@ class Judge:
         that it gives itself.
         """
         collision = collision_of(error)
-        if collision is None or collision.is_of_stored_rows or collision.schema == "pg_catalog":
-            self._audience.explain(error, _plain_reason(collision))
+        if collision is None:
+            return False
+        if why := _why_no_sequence(collision):
+            self._audience.explain(error, why)
             return False
         written = lone_write(text)
         try:
@@ -191,12 +193,12 @@ class Judge:
                 self._audience.explain(error, note)
 
 
-def _plain_reason(collision: Collision | None) -> str:
-    if collision is None:
-        return ""
+def _why_no_sequence(collision: Collision) -> str:
     if collision.schema == "pg_catalog":
         return CONCURRENT_DDL
-    return DUPLICATES.format(table=collision, constraint=collision.constraint)
+    if collision.is_of_stored_rows:
+        return DUPLICATES.format(table=collision, constraint=collision.constraint)
+    return ""
 
 
 def _cured(feeding: Feeding) -> list[Finding]:

@@ -47,8 +47,6 @@ class Wrapper:
         self._swept: frozenset[str] = frozenset()
         self._stale: frozenset[str] = frozenset()
         self._unknown: set[int] = set()
-        # What the INSERT draws from and is still behind: told after it, for a failure is explained.
-        self._still_behind: list[Finding] = []
 
     def __call__(
         self,
@@ -60,8 +58,7 @@ class Wrapper:
     ) -> Any:
         text = driver.text_of(sql, self.connection)
         heads = read(text) if text else UNREAD
-        if heads.may_insert:
-            self._prepare(heads)
+        still_behind = self._prepare(heads) if heads.may_insert else []
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
@@ -75,16 +72,21 @@ class Wrapper:
             return self._retry(failure, send, text, many=many)
         is_counted = heads.is_counted and not many
         self._learn(heads, context["cursor"].rowcount if is_counted else None)
+        for finding in still_behind:  # told only now, for a failure is explained
+            self.audience.tell_of(finding)
         return result
 
     # Before a statement.
 
-    def _prepare(self, heads: Heads) -> None:
+    def _prepare(self, heads: Heads) -> list[Finding]:
+        """Sweep and recheck; return what the INSERTs draw from and is still behind."""
         self.sweep()
-        self._still_behind.clear()
-        for insert in heads.inserts:
-            if self._disturbed.needs_recheck(insert, heads.leading):
-                self._recheck(insert)
+        return [
+            finding
+            for insert in heads.inserts
+            if self._disturbed.needs_recheck(insert, heads.leading)
+            for finding in self._recheck(insert)
+        ]
 
     def _schema(self) -> str:
         """Name the tenant that django-tenants, or a package like it, is migrating now."""
@@ -154,9 +156,10 @@ class Wrapper:
                 for each in recheck(self.connection, table, is_of_sweep=True).findings:
                     self.audience.tell_of(each)
 
-    def _recheck(self, insert: Write) -> None:
+    def _recheck(self, insert: Write) -> list[Finding]:
+        still_behind: list[Finding] = []
         if not (self._move and self._can_send()):
-            return
+            return still_behind
         with self._contained(f"The table {insert.table} could not be checked"):
             found = recheck(
                 self.connection,
@@ -168,9 +171,10 @@ class Wrapper:
             self._disturbed.remember_check(insert, found)
             for finding in found.findings:
                 if finding.is_behind:
-                    self._still_behind.append(finding)
+                    still_behind.append(finding)
                 else:
                     self.audience.tell_of(finding)
+        return still_behind
 
     def _can_send(self) -> bool:
         """Tell whether a statement of ours can be sent, and would not get in the way."""
@@ -192,8 +196,6 @@ class Wrapper:
 
     def _learn(self, heads: Heads, count: int | None) -> None:
         """Remember what a statement has written, ``count`` rows, as far as its text says."""
-        while self._still_behind:
-            self.audience.tell_of(self._still_behind.pop())
         if heads.inserts or heads.updates:
             self._disturbed.learn(heads.inserts, heads.updates, count)
         if heads.may_alter:

@@ -32,15 +32,10 @@ MISSING_SCHEMAS = """
     WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_namespace AS s WHERE s.nspname::pg_catalog.text = n)
 """
-PLACE = """
-    SELECT n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
+TABLE = """
+    SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = %s
-"""
-IS_TABLE = """
-    SELECT c.oid
-    FROM pg_catalog.pg_class AS c
     WHERE c.oid = %s AND c.relkind IN ('r', 'p', 'v', 'f')
 """
 TABLES = """
@@ -119,8 +114,8 @@ def feeds_of(
         )
     found: dict[int, set[Feed]] = {}
     for name in dict.fromkeys(_names_of(connection, what)):
-        with _table(connection, name) as (cursor, oid):
-            for group in feeds_of_table(cursor, oid)[0]:
+        with _table(connection, name) as (cursor, table):
+            for group in feeds_of_table(cursor, table.oid)[0]:
                 found.setdefault(group[0].sequence, set()).update(group)
     return [sorted(group) for group in found.values()]
 
@@ -138,9 +133,8 @@ def _elsewhere(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[i
 
 def place_of_table(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
     """Return the schema and the name of a table that is named as :func:`feeds_of` takes it."""
-    with _table(connection, name) as (cursor, oid):
-        row = cursor.row(PLACE, [oid])
-        return row.schema, row.name
+    with _table(connection, name) as (_, table):
+        return table.schema, table.name
 
 
 def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]) -> Iterator[str]:
@@ -156,11 +150,11 @@ def _names_of(connection: BaseDatabaseWrapper, what: Iterable[type[Model] | str]
 
 
 @contextmanager
-def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor, int]]:
+def _table(connection: BaseDatabaseWrapper, name: str) -> Iterator[tuple[Cursor, Any]]:
     quoted = name.replace('"', '""')
     for text in (f'"{quoted}"', name):
         with checking_table(connection, text) as (cursor, oid):
-            if oid is not None and cursor.row(IS_TABLE, [oid]):
-                yield cursor, oid
+            if oid is not None and (table := cursor.row(TABLE, [oid])):
+                yield cursor, table
                 return
     raise LookupError(f"There is no table {name!r}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safemigrate.management.formats import Format, Json, Sql, annotation
 from safemigrate.management.output import write_to
 from safemigrate.management.progress import Progress
 from safemigrate.management.table import Table
-from safemigrate.printing import one_line, option, printable
+from safemigrate.printing import command_line, one_line, option, printable
 from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.scope import (
@@ -273,9 +272,7 @@ class Command(BaseCommand):
         """Return the command that moves what this one has checked, or does ``more``."""
         options = self.options
         words = [*more, *self.labels]
-        for name in ("database", "headroom"):
-            if options[name] not in (DEFAULT_DB_ALIAS, 0):
-                words += option(f"--{name}", str(options[name]))
+        words += option("--headroom", str(options["headroom"])) if options["headroom"] else []
         for name, values in (("table", options["tables"]), ("schema", options["schemas"])):
             for value in values or ():
                 words += option(f"--{name}", value)
@@ -284,7 +281,7 @@ class Command(BaseCommand):
             for name in ("all_schemas", "scan", "force")
             if options[name]
         ]
-        return printable(shlex.join(["python", "manage.py", "resyncsequences", *words]))
+        return printable(command_line(options["database"], *words))
 
     def _write(self, line: str) -> None:
         self._clear_progress()
