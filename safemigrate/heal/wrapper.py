@@ -58,7 +58,12 @@ class Wrapper:
     ) -> Any:
         text = driver.text_of(sql, self.connection)
         heads = read(text) if text else UNREAD
-        still_behind = self._prepare(heads) if heads.may_insert else []
+        still_behind: list[Finding] = []
+        if heads.may_insert:
+            self.sweep()
+            for insert in heads.inserts:
+                if self._disturbed.needs_recheck(insert, heads.leading):
+                    still_behind += self._recheck(insert)
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
@@ -77,16 +82,6 @@ class Wrapper:
         return result
 
     # Before a statement.
-
-    def _prepare(self, heads: Heads) -> list[Finding]:
-        """Sweep and recheck; return what the INSERTs draw from and is still behind."""
-        self.sweep()
-        return [
-            finding
-            for insert in heads.inserts
-            if self._disturbed.needs_recheck(insert, heads.leading)
-            for finding in self._recheck(insert)
-        ]
 
     def _schema(self) -> str:
         """Name the tenant that django-tenants, or a package like it, is migrating now."""
@@ -157,6 +152,7 @@ class Wrapper:
                     self.audience.tell_of(each)
 
     def _recheck(self, insert: Write) -> list[Finding]:
+        """Check what an INSERT draws from; return what is still behind."""
         still_behind: list[Finding] = []
         if not (self._move and self._can_send()):
             return still_behind
