@@ -11,7 +11,7 @@ import string
 # A name as it is written, quoted or not; and what may stand between two words.
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
 NAMES = re.compile(NAME)
-GAP = r"(?:\s|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
+GAP = r"(?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"
 VERB = re.compile(rf"{GAP}*\(*(?P<verb>[a-z]+)", re.IGNORECASE)
 SEVERAL = re.compile(r";\s*\S")
 ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)

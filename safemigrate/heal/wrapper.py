@@ -43,10 +43,11 @@ class Wrapper:
         self._judge = Judge(connection, self.audience, move=move)
         self._disturbed = Disturbed()
         # The schemas that were swept, "" for all of them; those of them in which others may have
-        # written since; and the sequences that could not be checked.
+        # written since; the sequences that could not be put in sync; and whether to try once more.
         self._swept: frozenset[str] = frozenset()
         self._stale: frozenset[str] = frozenset()
-        self._unknown: set[int] = set()
+        self._left: set[int] = set()
+        self._may_sweep_again = False
 
     def __call__(
         self,
@@ -58,12 +59,7 @@ class Wrapper:
     ) -> Any:
         text = driver.text_of(sql, self.connection)
         heads = read(text) if text else UNREAD
-        still_behind: list[Finding] = []
-        if heads.may_insert:
-            self.sweep()
-            for insert in heads.inserts:
-                if self._disturbed.needs_recheck(insert, heads.leading):
-                    still_behind += self._recheck(insert)
+        still_behind = self._prepare(heads) if heads.may_insert else []
         try:
             result = execute(sql, params, many, context)
         except Error as failure:
@@ -74,14 +70,24 @@ class Wrapper:
             if not driver.is_idle(self.connection):
                 raise
             send = partial(execute, sql, params, many, context)
-            return self._retry(failure, send, text, many=many)
-        is_counted = heads.is_counted and not many
-        self._learn(heads, context["cursor"].rowcount if is_counted else None)
+            result = self._retry(failure, send, text, many=many)
+        else:
+            is_counted = heads.is_counted and not many
+            self._learn(heads, context["cursor"].rowcount if is_counted else None)
         for finding in still_behind:  # told only now, for a failure is explained
             self.audience.tell_of(finding)
         return result
 
     # Before a statement.
+
+    def _prepare(self, heads: Heads) -> list[Finding]:
+        """Sweep and recheck; return what the INSERTs draw from and is still behind."""
+        still_behind: list[Finding] = []
+        self.sweep()
+        for insert in heads.inserts:
+            if self._disturbed.needs_recheck(insert, heads.leading):
+                still_behind += self._recheck(insert)
+        return still_behind
 
     def _schema(self) -> str:
         """Name the tenant that django-tenants, or a package like it, is migrating now."""
@@ -92,32 +98,35 @@ class Wrapper:
         schema = self._schema()
         if schema not in self._swept or schema in self._stale:
             self._sweep(schema)
+            self._may_sweep_again = bool(self._left)
 
     def forget_sweep(self) -> None:
         """Have every sequence checked anew, because other runs have written meanwhile."""
         self._stale = self._swept
 
     def sweep_again(self) -> None:
-        """Sweep once more, if something could not be checked."""
-        if self._unknown:
+        """Sweep once more, if something could not be put in sync."""
+        if self._may_sweep_again:
             self._sweep(self._schema())
-            self._unknown.clear()
+            self._may_sweep_again = False
 
     def _sweep(self, schema: str) -> None:
         """Sweep a tenant's schemas, or all.
 
-        Of what was swept before, only this is resynced: what could not be checked then, and what
-        others may have put behind since. What this run has given keys to is at most rechecked.
+        Of what was swept before, only this is resynced: what was left then, and what others may
+        have put behind since. What this run has given keys to is at most rechecked.
         """
-        swept, stale = self._swept, self._stale
+        swept, fresh, left = self._swept, self._swept - self._stale, frozenset(self._left)
 
-        def is_stale(finding: Finding) -> bool:
-            return not stale.isdisjoint(_schemas_of(finding, schema))
+        def was_swept_by(schemas: frozenset[str], finding: Finding) -> bool:
+            # A sweep of one schema checks every table that the sequence feeds.
+            names = {key.schema for key in finding.sequence.keys} if schema else {""}
+            return not schemas.isdisjoint(names)
 
         def leaves_alone(finding: Finding) -> bool:
-            return swept.issuperset(_schemas_of(finding, schema)) and (
+            return was_swept_by(swept, finding) and (
                 self._disturbed.has_given(finding)
-                or not (is_stale(finding) or finding.sequence.oid in self._unknown)
+                or (was_swept_by(fresh, finding) and finding.sequence.oid not in left)
             )
 
         with self._contained("The sequences could not be checked"):
@@ -127,6 +136,7 @@ class Wrapper:
             self._have_swept({schema})
             schemas = current_schemas(self.connection) if schema else []
             self._have_swept(schemas)
+            self._left.clear()
             for finding in sweep(
                 self.connection,
                 schemas=schemas if schema else None,
@@ -136,10 +146,10 @@ class Wrapper:
                 if not finding.is_behind or finding.obstacle or not self._move:
                     self.audience.tell_of(finding, is_expected=self._move)
                     self._disturbed.mark(finding)
-                elif is_stale(finding):
+                elif not was_swept_by(fresh, finding):
                     self._recheck_left_alone(finding)
-                if finding.status == "unknown":
-                    self._unknown.add(finding.sequence.oid)
+                if finding.obstacle and finding.status in ("behind", "unknown"):
+                    self._left.add(finding.sequence.oid)
 
     def _have_swept(self, schemas: Iterable[str]) -> None:
         self._swept = self._swept.union(schemas)
@@ -233,8 +243,3 @@ class Wrapper:
             with self._contained("The failed constraint could not be checked"):
                 self._judge.explain(leaving)
             self.audience.tell_why(leaving)
-
-
-def _schemas_of(finding: Finding, tenant: str) -> set[str]:
-    """Name the schemas of the keys that a sequence feeds, as a sweep of that tenant names them."""
-    return {key.schema for key in finding.sequence.keys} if tenant else {""}

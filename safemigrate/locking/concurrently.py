@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safemigrate import driver
 from safemigrate.printing import sql_name
-from safemigrate.sqltext import NAME, verb_of_one_statement
+from safemigrate.sqltext import GAP, NAME, verb_of_one_statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,8 +20,9 @@ MAY_COMMIT = frozenset("abort begin call commit do end prepare reindex rollback 
 
 # Compiled when they are needed: most runs need none of them.
 CREATE_INDEX = rf"""(?xi)
-    \s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?(?P<name>{NAME})
-    \s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\s*\.\s*{NAME}){{0,2}})(?=\s*\(|\s+USING\b)"""
+    {GAP}*CREATE{GAP}+(?:UNIQUE{GAP}+)?INDEX{GAP}+CONCURRENTLY{GAP}+(?:IF{GAP}+NOT{GAP}+EXISTS{GAP}+)?
+    (?P<name>{NAME}){GAP}+ON{GAP}+(?:ONLY{GAP}+)?(?P<table>{NAME}(?:\s*\.\s*{NAME}){{0,2}})
+    (?={GAP}*(?:\(|USING\b))"""
 QUEUES_NOBODY = r"""(?xi)
     \s*(?: (?:CREATE\s+(?:UNIQUE\s+)?INDEX | DROP\s+INDEX) \s+CONCURRENTLY\b
         | REINDEX\s[^;]*\bCONCURRENTLY\b

@@ -120,11 +120,15 @@ def test_a_receiver_of_migrates_signals_that_writes(
         assert law.holds().error is None
 
 
-def test_a_receiver_that_sets_the_role(filled: Project, law: Law, database: str) -> None:
-    """What the first role may not read is swept as the second."""
+@pytest.mark.parametrize("readable", ["", ", app_item, app_item_id_seq"], ids=["", "readable"])
+def test_a_receiver_that_sets_the_role(
+    filled: Project, law: Law, database: str, readable: str
+) -> None:
+    """What the first role may not read, or not move, is swept as the second."""
     nobody = f"{database}_nobody"
     filled.migration(migrations.RunSQL("SELECT add_item('x')"))
-    execute(f"CREATE ROLE {nobody}; GRANT SELECT ON django_migrations TO {nobody};" + ADD_ITEM)
+    execute(f"CREATE ROLE {nobody}; GRANT SELECT ON django_migrations{readable} TO {nobody}")
+    execute(ADD_ITEM)
     put_behind("app_item")
 
     def receive(**kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from django.db import IntegrityError, connection, connections, migrations, models, transaction
 
 from safemigrate import driver, healing
+from safemigrate.heal.block import forget_sweeps, wrapper_of
 from tests.support.databases import execute, next_value, put_behind, rows, value
 from tests.support.models import create, shop
 from tests.support.project import Law, Project, run_python
@@ -388,6 +389,82 @@ def test_what_tenants_share_is_swept_once(database: str, monkeypatch: pytest.Mon
             execute(f"INSERT INTO shared VALUES ({ord(tenant)}, 'given')")
     assert [each.after for each in report.resyncs] == [8]
     assert rows("SELECT id FROM shared WHERE note = 'drawn' ORDER BY id") == [(8,), (9,)]
+
+
+@pytest.fixture
+def enter(database: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Do as django-tenants does."""
+    execute("CREATE SCHEMA a; CREATE SCHEMA b")
+
+    def enter(tenant: str) -> None:
+        monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
+        execute(f"SET search_path = {tenant}, public")
+
+    return enter
+
+
+@pytest.mark.parametrize("then", ["the next tenant", "a wait", "a wait, with a copy"])
+def test_a_sequence_of_two_schemas_is_swept_with_either(
+    enter: Callable[[str], None], then: str
+) -> None:
+    """The run has given 1000 itself: what is free before it is drawn, as under migrate."""
+    execute(
+        "CREATE SEQUENCE s;"
+        "CREATE TABLE a.t (id bigint PRIMARY KEY DEFAULT nextval('s'), note text);"
+        "CREATE TABLE b.t (id bigint PRIMARY KEY DEFAULT nextval('s'), note text);"
+        "INSERT INTO a.t VALUES (7)"
+    )
+    if "copy" in then:
+        execute("DROP TABLE b.t")
+    enter("a")
+    with healing():
+        if "copy" in then:
+            execute("CREATE TEMPORARY TABLE copy (LIKE t INCLUDING ALL)")
+        execute("INSERT INTO t VALUES (1000, 'given')")
+        if "wait" in then:
+            forget_sweeps(connection)
+        else:
+            enter("b")
+        assert value("INSERT INTO t (note) VALUES ('drawn') RETURNING id") == 8
+
+
+def test_what_a_tenant_s_role_may_not_read_the_next_one_s_may(
+    enter: Callable[[str], None], database: str
+) -> None:
+    execute(
+        "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1), (2), (3);"
+        f"CREATE ROLE {database}_role; GRANT USAGE ON SCHEMA a TO {database}_role;"
+        f"GRANT INSERT ON t TO {database}_role; GRANT USAGE ON t_id_seq TO {database}_role"
+    )
+    enter("a")
+    execute(f"SET ROLE {database}_role")
+    with healing():
+        wrapper = wrapper_of(connections["default"])
+        assert wrapper
+        wrapper.sweep_again()
+        execute("INSERT INTO t (note) VALUES ('a') ON CONFLICT DO NOTHING")
+        execute("RESET ROLE")
+        enter("b")
+        execute("INSERT INTO t (note) VALUES ('b') ON CONFLICT DO NOTHING")
+    execute(f"DROP OWNED BY {database}_role; DROP ROLE {database}_role")
+    assert value("SELECT count(*) FROM t WHERE note = 'b'") == 1
+
+
+def test_what_is_left_behind_is_told_of_a_retried_insert_too(database: str) -> None:
+    """A trigger's sequence is healed; that of ``t.number`` can't be: its range is used up."""
+    execute(
+        "CREATE TABLE log (id serial PRIMARY KEY, note text); INSERT INTO log VALUES (1), (2);"
+        "CREATE TABLE t (id serial PRIMARY KEY, note text); CREATE SEQUENCE number AS smallint;"
+        "ALTER TABLE t ADD number smallint UNIQUE DEFAULT nextval('number');"
+        "INSERT INTO t (number) VALUES (3), (32767);"
+        "CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO log (note) VALUES ('log'); RETURN NEW; END $$;"
+        "CREATE TRIGGER log AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION log()"
+    )
+    with healing() as report:
+        execute("SELECT setval('log_id_seq', 1, false)")
+        execute("INSERT INTO t (note) VALUES ('healed')")
+        assert [each for each in report.notes if not each.is_expected]
 
 
 def test_a_key_given_within_a_free_stretch_is_jumped_over(project: Project) -> None:

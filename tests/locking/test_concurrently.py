@@ -143,13 +143,30 @@ def test_the_invalid_index_is_found_however_it_is_written(
 
 
 @pytest.mark.usefixtures("thing")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/* a comment */ CREATE INDEX CONCURRENTLY i ON thing /* of */ (id)",
+        "CREATE INDEX CONCURRENTLY i -- a name\n ON thing -- a table\n (id)",
+        'CREATE UNIQUE INDEX CONCURRENTLY i ON ONLY public."thing"USING btree (id)',
+    ],
+)
+def test_an_index_with_comments_is_created_again(blocker: Blocker, text: str) -> None:
+    blocker.execute("LOCK TABLE thing IN ROW EXCLUSIVE MODE")
+    with patient(), giving_up_once(blocker):
+        execute(text)
+    assert rows(INVALID) == []
+
+
+@pytest.mark.usefixtures("thing")
+@pytest.mark.parametrize("more", ["😀", "\u00a0"])
 def test_an_index_is_not_created_twice_if_its_table_s_name_is_not_understood(
-    blocker: Blocker,
+    blocker: Blocker, more: str
 ) -> None:
-    execute("CREATE TABLE thing😀 (id int)")
-    blocker.execute("LOCK TABLE thing😀 IN ROW EXCLUSIVE MODE")
+    execute(f"CREATE TABLE thing{more} (id int)")
+    blocker.execute(f"LOCK TABLE thing{more} IN ROW EXCLUSIVE MODE")
     with patient(), giving_up_once(blocker, attempts=1), pytest.raises(OperationalError):
-        execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON thing😀 (id)")
+        execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON thing{more} (id)")
     assert rows(INVALID) == [("i",)]
 
 
