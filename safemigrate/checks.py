@@ -76,7 +76,7 @@ def _hidden_commands() -> Iterator[checks.CheckMessage]:
             yield checks.Warning(
                 f"'manage.py safemigrate' is the command of this package, not of {config.name!r}.",
                 hint=f"If the other one is meant, list {config.name!r} before {PACKAGE!r} in "
-                "INSTALLED_APPS; else leave it out.",
+                f"INSTALLED_APPS. Otherwise take {config.name!r} out.",
                 id="safemigrate.W008",
             )
 

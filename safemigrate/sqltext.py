@@ -8,7 +8,8 @@ import string
 # Here and in what else is read of long texts no alternatives are repeated for each character, which
 # would take memory for each.
 
-# A name as it is written, quoted or not; and what may stand between two words.
+# A name as it is written, quoted or not; and what may stand between two words: to PostgreSQL the
+# blanks of Unicode are letters.
 NAME = r'(?:"(?:[^"]|"")[^"]*(?:""[^"]*)*"|[^\W\d][\w$]*)'
 NAMES = re.compile(NAME)
 GAP = r"(?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r]|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)"

@@ -46,7 +46,7 @@ class Wrapper:
         # written since; the sequences that could not be put in sync; and whether to try once more.
         self._swept: frozenset[str] = frozenset()
         self._stale: frozenset[str] = frozenset()
-        self._left: set[int] = set()
+        self._not_in_sync: set[int] = set()
         self._may_sweep_again = False
 
     def __call__(
@@ -98,7 +98,7 @@ class Wrapper:
         schema = self._schema()
         if schema not in self._swept or schema in self._stale:
             self._sweep(schema)
-            self._may_sweep_again = bool(self._left)
+            self._may_sweep_again = bool(self._not_in_sync)
 
     def forget_sweep(self) -> None:
         """Have every sequence checked anew, because other runs have written meanwhile."""
@@ -113,10 +113,11 @@ class Wrapper:
     def _sweep(self, schema: str) -> None:
         """Sweep a tenant's schemas, or all.
 
-        Of what was swept before, only this is resynced: what was left then, and what others may
-        have put behind since. What this run has given keys to is at most rechecked.
+        Of what was swept before, only this is resynced: what could not be put in sync then, and
+        what others may have put behind since. What this run has given keys to is at most rechecked.
         """
-        swept, fresh, left = self._swept, self._swept - self._stale, frozenset(self._left)
+        swept, fresh = self._swept, self._swept - self._stale
+        not_in_sync = frozenset(self._not_in_sync)
 
         def was_swept_by(schemas: frozenset[str], finding: Finding) -> bool:
             # A sweep of one schema checks every table that the sequence feeds.
@@ -126,7 +127,7 @@ class Wrapper:
         def leaves_alone(finding: Finding) -> bool:
             return was_swept_by(swept, finding) and (
                 self._disturbed.has_given(finding)
-                or (was_swept_by(fresh, finding) and finding.sequence.oid not in left)
+                or (was_swept_by(fresh, finding) and finding.sequence.oid not in not_in_sync)
             )
 
         with self._contained("The sequences could not be checked"):
@@ -136,7 +137,7 @@ class Wrapper:
             self._have_swept({schema})
             schemas = current_schemas(self.connection) if schema else []
             self._have_swept(schemas)
-            self._left.clear()
+            self._not_in_sync.clear()
             for finding in sweep(
                 self.connection,
                 schemas=schemas if schema else None,
@@ -149,7 +150,7 @@ class Wrapper:
                 elif not was_swept_by(fresh, finding):
                     self._recheck_left_alone(finding)
                 if finding.obstacle and finding.status in ("behind", "unknown"):
-                    self._left.add(finding.sequence.oid)
+                    self._not_in_sync.add(finding.sequence.oid)
 
     def _have_swept(self, schemas: Iterable[str]) -> None:
         self._swept = self._swept.union(schemas)

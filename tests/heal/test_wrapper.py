@@ -354,17 +354,23 @@ def test_an_insert_that_draws_nothing_moves_no_sequence(database: str, first: st
     assert value("SELECT id FROM t WHERE note = 'drawn'") == 4
 
 
-def test_tenants_are_swept_one_by_one(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def enter(database: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Do as django-tenants does."""
+
+    def enter(tenant: str) -> None:
+        monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
+        execute(f"SET search_path = {tenant}, public")
+
+    return enter
+
+
+def test_tenants_are_swept_one_by_one(enter: Callable[[str], None]) -> None:
     for tenant in ("a", "b", "c"):
         execute(
             f"CREATE SCHEMA {tenant}; CREATE TABLE {tenant}.t (id serial PRIMARY KEY, note text);"
             f"INSERT INTO {tenant}.t VALUES (7)"
         )
-
-    def enter(tenant: str) -> None:
-        """Do as django-tenants does."""
-        monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
-        execute(f"SET search_path = {tenant}")
 
     enter("a")
     with healing() as report:
@@ -377,30 +383,17 @@ def test_tenants_are_swept_one_by_one(database: str, monkeypatch: pytest.MonkeyP
     assert next_value("c.t_id_seq") == 1
 
 
-def test_what_tenants_share_is_swept_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_tenants_share_is_swept_once(enter: Callable[[str], None]) -> None:
     """What a tenant's migration has given it since is left where it is, as under migrate."""
     execute("CREATE TABLE shared (id serial PRIMARY KEY, note text)")
     execute("CREATE SCHEMA a; CREATE SCHEMA b; INSERT INTO shared VALUES (7)")
     with healing() as report:
         for tenant in ("a", "b"):
-            monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
-            execute(f"SET search_path = {tenant}, public")
+            enter(tenant)
             execute("INSERT INTO shared (note) VALUES ('drawn')")
             execute(f"INSERT INTO shared VALUES ({ord(tenant)}, 'given')")
     assert [each.after for each in report.resyncs] == [8]
     assert rows("SELECT id FROM shared WHERE note = 'drawn' ORDER BY id") == [(8,), (9,)]
-
-
-@pytest.fixture
-def enter(database: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Do as django-tenants does."""
-    execute("CREATE SCHEMA a; CREATE SCHEMA b")
-
-    def enter(tenant: str) -> None:
-        monkeypatch.setitem(vars(connections["default"]), "schema_name", tenant)
-        execute(f"SET search_path = {tenant}, public")
-
-    return enter
 
 
 @pytest.mark.parametrize("then", ["the next tenant", "a wait", "a wait, with a copy"])
@@ -409,7 +402,7 @@ def test_a_sequence_of_two_schemas_is_swept_with_either(
 ) -> None:
     """The run has given 1000 itself: what is free before it is drawn, as under migrate."""
     execute(
-        "CREATE SEQUENCE s;"
+        "CREATE SCHEMA a; CREATE SCHEMA b; CREATE SEQUENCE s;"
         "CREATE TABLE a.t (id bigint PRIMARY KEY DEFAULT nextval('s'), note text);"
         "CREATE TABLE b.t (id bigint PRIMARY KEY DEFAULT nextval('s'), note text);"
         "INSERT INTO a.t VALUES (7)"
@@ -432,6 +425,7 @@ def test_what_a_tenant_s_role_may_not_read_the_next_one_s_may(
     enter: Callable[[str], None], database: str
 ) -> None:
     execute(
+        "CREATE SCHEMA a; CREATE SCHEMA b;"
         "CREATE TABLE t (id serial PRIMARY KEY, note text); INSERT INTO t VALUES (1), (2), (3);"
         f"CREATE ROLE {database}_role; GRANT USAGE ON SCHEMA a TO {database}_role;"
         f"GRANT INSERT ON t TO {database}_role; GRANT USAGE ON t_id_seq TO {database}_role"
