@@ -13,7 +13,7 @@ class SafemigrateConfig(AppConfig):
         if django.VERSION < (4, 2):
             raise ImproperlyConfigured(
                 f"safemigrate needs Django 4.2 or later, and this is {django.get_version()}. "
-                "Upgrade one, or leave the other out."
+                "Upgrade Django, or take 'safemigrate' out of INSTALLED_APPS."
             )
         from . import checks  # noqa: PLC0415 - it needs that Django
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 PACKAGE = "safemigrate"
+LIKE_OURS = re.compile(r"SAFE_?MIGRATE_?[A-Z]")
 # At most this many sequences are named; the command names them all.
 NAMED = 10
 
@@ -28,7 +31,9 @@ NAMED = 10
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """Report every setting that a command would refuse, and every name that is no setting."""
     known = [f"SAFEMIGRATE_{reader.__name__.upper()}" for reader in conf.READERS]
-    unknown = {name for name in dir(settings) if name.startswith("SAFEMIGRATE_")} - {*known}
+    unknown = {name for name in dir(settings) if LIKE_OURS.match(name)} - {*known}
+    if isinstance(getattr(settings, PACKAGE.upper(), None), dict):  # a str is django-safemigrate's
+        unknown.add(PACKAGE.upper())
     return [
         *(
             checks.Error(refusal, id="safemigrate.E001")
@@ -38,12 +43,17 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
         *(
             checks.Warning(
                 f"safemigrate has no setting {name}.",
-                hint=f"The settings are {', '.join(known)}.",
+                hint=f"{_did_you_mean(name, known)}The settings are {', '.join(known)}.",
                 id="safemigrate.W005",
             )
             for name in sorted(unknown)
         ),
     ]
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, 1, cutoff=0.85)
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 def _refusal(reader: Callable[[], object]) -> str:

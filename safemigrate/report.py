@@ -186,8 +186,7 @@ class Audience:
     def explain(self, error: BaseException, text: str) -> None:
         """Attach ``text`` to ``error``, so that it is shown wherever the error ends up."""
         text = printable(text)
-        if hasattr(error, "add_note"):
-            error.add_note(f"safemigrate: {text}")
+        attach(error, text)
         notes = (*_notes(error), (self.using, text))
         error.safemigrate_notes = notes  # type: ignore[attr-defined]
 
@@ -197,6 +196,12 @@ class Audience:
             for using, text in _notes(error):
                 if using == self.using:
                     self.note(text, is_fatal=True)
+
+
+def attach(error: BaseException, text: str) -> None:
+    """Have the traceback of ``error`` end with ``text``, from Python 3.11 on."""
+    if hasattr(error, "add_note"):
+        error.add_note(f"safemigrate: {text}")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -58,7 +58,22 @@ def test_a_setting_that_there_is_not() -> None:
     (warning,) = of_settings(SAFEMIGRATE_MAX_RETRY=5)
     assert warning.id == "safemigrate.W005"
     assert warning.msg == "safemigrate has no setting SAFEMIGRATE_MAX_RETRY."
-    assert "SAFEMIGRATE_MAX_RETRIES" in str(warning.hint)
+    assert str(warning.hint).startswith("Did you mean SAFEMIGRATE_MAX_RETRIES? The settings are ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("SAFE_MIGRATE_HEAL", False, "Did you mean SAFEMIGRATE_HEAL? "),
+        ("SAFEMIGRATE_LOCKTIMEOUT", 1, "Did you mean SAFEMIGRATE_LOCK_TIMEOUT? "),
+        ("SAFEMIGRATE_WHATEVER", 1, "The settings are "),
+        ("SAFEMIGRATE", {"HEAL": False}, "The settings are "),
+    ],
+)
+def test_a_setting_by_another_name(name: str, value: Any, hint: str) -> None:
+    (warning,) = of_settings(**{name: value})
+    assert warning.msg == f"safemigrate has no setting {name}."
+    assert str(warning.hint).startswith(hint)
 
 
 def test_settings_that_can_be_used() -> None:

@@ -48,6 +48,7 @@ LOST_DEFAULT = (
     "INSERT)"
 )
 ROLLED_BACK = "it was part of a transaction that was rolled back"
+AGAIN = "If it ends in the same way, the migration itself puts the sequence behind."
 UNSEEN = "it came from a COMMIT, or from a connection that safemigrate does not watch"
 LATER = "After the rollback, check {table} with: {command}"
 
@@ -208,12 +209,14 @@ def _cured(feeding: Feeding) -> list[Finding]:
 def _verdict(collision: Collision, feeding: Feeding, cured: list[Finding], refusal: str) -> str:
     if cured:
         names = ", ".join(str(each.sequence) for each in cured)
+        again = f" {AGAIN}" if refusal == ROLLED_BACK else ""
         return (
             f"{names} was behind {collision} and is in sync now. The statement was not retried, "
-            f"because {refusal}: run the command again."
+            f"because {refusal}: run the command again.{again}"
         )
     if left := next((each for each in feeding.findings if each.obstacle or each.is_behind), None):
-        return f"{left.sequence}, which feeds {collision}, was left alone: {left.remedy}"
+        what = f"{left} and" if left.is_behind else f"{left.sequence}, which feeds {collision},"
+        return f"{what} was left alone: {left.remedy}"
     if feeding.why_not:
         return feeding.why_not
     return GENUINE.format(table=collision, columns=", ".join(feeding.columns))

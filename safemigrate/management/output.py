@@ -18,13 +18,16 @@ class Lines:
         self._stream = stream
         self._held: deque[str] = deque()
         self._is_at_start = True
+        self._is_broken = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int | None:
         written = self._stream.write(text)
-        self._is_at_start = text.endswith("\n") if text else self._is_at_start
+        if text:
+            self._is_at_start = text.endswith("\n")
+            self._is_broken = False
         if self._is_at_start:
             self._let_go()
         return written
@@ -44,6 +47,16 @@ class Lines:
         self._held.append(line)
         if self._is_at_start:
             self._let_go()
+
+    def line_break(self) -> str:
+        """Return what a line on stderr begins with, so that on a terminal it is a line of its own.
+
+        That is a line break after an unfinished line of this stream, once.
+        """
+        if self._is_at_start or self._is_broken:
+            return ""
+        self._is_broken = True
+        return "\n"
 
     def end(self) -> None:
         """Write what is still held back, after ending the unfinished line."""

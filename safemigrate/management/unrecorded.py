@@ -19,7 +19,8 @@ from django.db.migrations.loader import MigrationLoader
 
 from safemigrate import driver
 from safemigrate.plans import receiving_plans
-from safemigrate.printing import option
+from safemigrate.printing import option, printable
+from safemigrate.report import attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_column
 NOTE = (
     "The database has every table and column that {migration} adds, but django_migrations has no "
-    "row for it: an earlier run committed the migration and failed before recording it. If its "
-    "other operations are done too, type: python manage.py safemigrate {words}"
+    "row for it: an earlier run committed the migration and failed before recording it. "
+    "{is_done}: python manage.py safemigrate {words}"
 )
+ATOMIC = "It is atomic, so all of it is there. Type"
+NOT_ATOMIC = "It is not atomic: if its other operations are done too, type"
 
 Plan = Iterable[tuple["Migration", bool]]
 
@@ -57,7 +60,9 @@ def explaining_unrecorded(
             # What cannot be told (a model that the migration itself renames again) gets no note.
             with suppress(Exception):
                 if migration := _unrecorded(connection, chain(*plans)):
-                    tell(_note(migration, connection))
+                    note = printable(_note(migration, connection))
+                    attach(error, note)
+                    tell(note)
         raise
 
 
@@ -66,7 +71,8 @@ def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
     words = [migration.app_label, migration.name, "--fake"]
     words += option("--database", alias) if alias != DEFAULT_DB_ALIAS else []
     words += option("--schema", tenant) if tenant else []  # the others may not have it
-    return NOTE.format(migration=migration, words=shlex.join(words))
+    is_done = ATOMIC if migration.atomic else NOT_ATOMIC
+    return NOTE.format(migration=migration, is_done=is_done, words=shlex.join(words))
 
 
 def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:

@@ -96,7 +96,7 @@ class Finding:
     def remedy(self) -> str:
         """Why the sequence was left alone, and what to type."""
         if self.obstacle is None:
-            return f"healing is off; {self.repair}"
+            return f"healing is off. To move it: {self.repair}"
         if not self.repair or self.repair in self.obstacle.advice:
             return str(self.obstacle)
         return f"{str(self.obstacle).removesuffix(';')}; or, as a role that may: {self.repair}"

@@ -105,7 +105,8 @@ def test_without_healing_the_sequence_is_named(groups: None) -> None:
     assert next_value("auth_group_id_seq") == 2
     (text,) = [note.text for note in report.notes if note.is_fatal]
     assert text.startswith(
-        "public.auth_group_id_seq, which feeds public.auth_group, was left alone: healing is off; "
+        "Sequence public.auth_group_id_seq is behind public.auth_group.id (next value 2, largest "
+        "key 3) and was left alone: healing is off. To move it: SELECT pg_catalog.setval("
     )
 
 

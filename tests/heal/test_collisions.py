@@ -136,7 +136,10 @@ def test_a_collision_in_a_transaction_is_resynced_after_the_rollback(groups: Non
     assert [each.after for each in report.resyncs] == [4, 4]
     assert [note.is_fatal for note in report.notes] == [True]
     assert "is in sync now" in report.notes[0].text
-    assert "run the command again" in report.notes[0].text
+    assert report.notes[0].text.endswith(
+        "run the command again. If it ends in the same way, the migration itself puts the sequence "
+        "behind."
+    )
     if sys.version_info >= (3, 11):
         assert caught.value.__notes__ == [f"safemigrate: {report.notes[0].text}"]
 

@@ -12,9 +12,10 @@ import pytest
 from django.core import management
 from django.core.management import call_command
 from django.core.management.commands import migrate
+from django.db import IntegrityError
 
 from safemigrate.management.output import Lines
-from tests.support.databases import value
+from tests.support.databases import execute, value
 from tests.support.project import run_python
 from tests.support.runs import LONG, in_threads, somebody_migrating
 
@@ -35,6 +36,31 @@ def test_lines_are_held_back_until_the_line_has_ended() -> None:
     lines.end()
     lines.end()
     assert out.getvalue() == ("at once\n  Applying... OK\nlater\nbroken off\nat the end\n")
+
+
+def test_a_note_is_a_line_of_its_own(ill: None, project: Project) -> None:
+    project.migration(
+        run_python(lambda *_: execute("INSERT INTO t (note) VALUES ('one')")), atomic=False
+    )
+    terminal = io.StringIO()
+    with pytest.raises(IntegrityError):
+        call_command("safemigrate", max_retries=0, no_heal=True, stdout=terminal, stderr=terminal)
+    *_, applying, note = terminal.getvalue().splitlines()
+    assert applying.endswith("0001_step...")
+    assert note.startswith("safemigrate: ")
+
+
+def test_a_line_is_broken_once() -> None:
+    lines = Lines(io.StringIO())
+    assert lines.line_break() == ""
+    lines.write("  Applying...")
+    assert [lines.line_break(), lines.line_break()] == ["\n", ""]
+    lines.write("")
+    assert lines.line_break() == ""
+    lines.write(" it")
+    assert lines.line_break() == "\n"
+    lines.write(" OK\n")
+    assert lines.line_break() == ""
 
 
 class OnlyWrites:

@@ -217,7 +217,10 @@ def test_database(tables: None, other_database: str) -> None:
         (["nosuch"], "No installed app with label 'nosuch'"),
         (["--schema", "public", "--schema", "nosuch"], "There is no schema 'nosuch'"),
         (["--database", "nosuch"], "invalid choice: 'nosuch'"),
-        (["auth", "--all-schemas"], "Give either app labels or tables or schemas"),
+        (
+            ["auth", "--all-schemas"],
+            "App labels can't be combined with --table, --schema or --all-schemas",
+        ),
         (["--table", "ill", "--table", "nosuch"], "There is no table 'nosuch'"),
         (["--table", "two words"], "There is no table 'two words'"),
         (["--table", "ill_id_seq"], "There is no table 'ill_id_seq'"),

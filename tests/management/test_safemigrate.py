@@ -139,6 +139,13 @@ def test_call_command_takes_options_in_every_form(shop_to_do: Project) -> None:
     assert "Applying app.0002_step... OK" in out.getvalue()
 
 
+def test_a_database_that_does_not_come(shop_to_do: Project) -> None:
+    with binding("default", "never_there"), pytest.raises(CommandError) as caught:
+        shop_to_do.migrate(command="safemigrate", wait_for_database=1)
+    assert str(caught.value).startswith('Gave up after 1 s: database "default": ')
+    assert 'database "never_there" does not exist' in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -321,7 +328,7 @@ def test_notes_on_a_terminal_have_no_color_where_none_is_wanted(
     monkeypatch.setattr(sys, "stderr", err := Terminal())
     with pytest.raises(IntegrityError):
         call_command("safemigrate", no_heal=True, no_color=True, stdout=io.StringIO())
-    assert "safemigrate: public.django_migrations_id_seq" in err.getvalue()
+    assert "safemigrate: Sequence public.django_migrations_id_seq is behind" in err.getvalue()
     assert "\x1b[" not in err.getvalue()
 
 

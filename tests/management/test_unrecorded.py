@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,8 +30,10 @@ FAKE = "python manage.py safemigrate app {name} --fake"
 def note_of(project: Project, **options: Any) -> str:
     """Run into what is already there; return stderr."""
     err = io.StringIO()
-    with pytest.raises(ProgrammingError, match="already exists"):
+    with pytest.raises(ProgrammingError, match="already exists") as caught:
         project.migrate(command="safemigrate", stderr=err, **options)
+    if sys.version_info >= (3, 11) and err.getvalue():
+        assert caught.value.__notes__[-1] == err.getvalue().strip()
     return err.getvalue()
 
 
@@ -53,6 +56,7 @@ def test_what_migrate_left_unrecorded(project: Project) -> None:
     note = note_of(project)
 
     assert "an earlier run committed the migration and failed before recording it." in note
+    assert "It is atomic, so all of it is there. Type: " in note
     assert note.rstrip().endswith(FAKE.format(name=name))
     project.migrate("app", name, fake=True)
     project.migrate(command="safemigrate")
@@ -137,12 +141,15 @@ def test_a_many_to_many_table_that_is_missing(begun: Project) -> None:
     """A migration that is not atomic may have come as far as the model's own table."""
     tags = ("tags", models.ManyToManyField("app.Tag"))
     name = begun.migration(
-        migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True)), tags])
+        migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True)), tags]),
+        atomic=False,
     )
     execute("CREATE TABLE app_item (id bigserial PRIMARY KEY)")
     assert "--fake" not in note_of(begun)
     execute("CREATE TABLE app_item_tags (id bigserial PRIMARY KEY)")
-    assert FAKE.format(name=name) in note_of(begun)
+    note = note_of(begun)
+    assert "It is not atomic: if its other operations are done too, type: " in note
+    assert FAKE.format(name=name) in note
 
 
 class EachSchema(migrate.Command):

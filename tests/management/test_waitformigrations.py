@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import Error, ProgrammingError, connection, connections, models
+from django.db import Error, connection, connections, models
 from django.db import migrations as django_migrations
 from django.test import override_settings
 
 from tests.support.databases import Databases, binding, execute, locked, value
+from tests.support.findings import role
 from tests.support.locks import HERE
 from tests.support.runs import eventually
 from tests.support.servers import moved_to_a_server_of_its_own
@@ -213,7 +214,14 @@ def test_a_squashed_migration_is_applied_with_the_last_that_it_replaces(project:
 
 def test_what_waiting_cannot_cure_is_raised_at_once(project: Project) -> None:
     execute("CREATE TABLE django_migrations (something text)")
-    with pytest.raises(ProgrammingError, match="app"):
+    with pytest.raises(CommandError, match=r"could not be read: column .app. does not exist"):
+        wait(timeout=LONG)
+
+
+def test_a_role_that_may_not_read_them(project: Project) -> None:
+    project.migrate()
+    said = 'The migrations of database "default" could not be read: permission denied for'
+    with role("USAGE ON SCHEMA public"), pytest.raises(CommandError, match=said):
         wait(timeout=LONG)
 
 

@@ -51,8 +51,9 @@ BEHIND, WRONG, UNKNOWN, DOWN = 1, 2, 3, 4
 class Command(BaseCommand):
     help = (
         "Moves every PostgreSQL sequence that is behind past the largest key it feeds, never "
-        "backward, and says what was found. Exits with 1 if a sequence is behind afterwards, with "
-        "3 if one could not be checked, and with 4 if the server can't be reached."
+        "backward, and says what was found. Exits with 1 if a sequence is behind afterwards or a "
+        "table has lost something, with 2 if the command line is wrong, with 3 if something could "
+        "not be checked, and with 4 if the server can't be reached."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -74,7 +75,7 @@ class Command(BaseCommand):
             action="append",
             dest="tables",
             metavar="TABLE",
-            help="Only this table; can be given more than once.",
+            help="Only this table, written as table or schema.table; can be given more than once.",
         )
         where.add_argument(
             "--schema",
@@ -87,7 +88,11 @@ class Command(BaseCommand):
             "--all-schemas", action="store_true", help="Every table of every schema."
         )
         what = parser.add_mutually_exclusive_group()
-        what.add_argument("--check", action="store_true", help="Report only.")
+        what.add_argument(
+            "--check",
+            action="store_true",
+            help="Report only, and end with the command that moves what is behind.",
+        )
         what.add_argument(
             "--restore-defaults",
             action="store_true",
@@ -113,14 +118,15 @@ class Command(BaseCommand):
         parser.add_argument(
             "--scan",
             action="store_true",
-            help="Read also a table of more than 1 MiB whole where no index leads with the key.",
+            help="Check also tables of more than 1 MiB without an index on the key, by reading "
+            "them in full.",
         )
         parser.add_argument(
             "--force",
             action="store_true",
-            help="Move a sequence also where its table is fed by an enabled subscription, where "
-            "that would leave less than a tenth of its range or use up most of it, and check where "
-            "another role's functions could be run by that.",
+            help="Overrule the safeguards: an enabled subscription, a jump that leaves less than a "
+            "tenth of the range or uses up most of it, another role's functions, numbers that may "
+            "restart on purpose, a trigger that may fill a key.",
         )
 
     @no_translations
@@ -166,7 +172,10 @@ class Command(BaseCommand):
     def _check_labels(self) -> None:
         named = ("tables", "schemas", "all_schemas")
         if self.labels and any(self.options[each] for each in named):
-            raise CommandError("Give either app labels or tables or schemas.", returncode=WRONG)
+            raise CommandError(
+                "App labels can't be combined with --table, --schema or --all-schemas.",
+                returncode=WRONG,
+            )
         try:
             for label in self.labels:
                 apps.get_app_config(label)

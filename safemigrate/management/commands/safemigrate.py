@@ -16,7 +16,7 @@ from django.core import management
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.core.management.color import color_style, no_style
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
 from safemigrate import conf
 from safemigrate.heal.block import forget_sweeps, healing_migrate
@@ -32,6 +32,7 @@ from safemigrate.management.output import Lines
 from safemigrate.management.preflight import requiring_record
 from safemigrate.management.progress import saying_if_slow
 from safemigrate.management.unrecorded import explaining_unrecorded
+from safemigrate.printing import first_line, printable
 from safemigrate.report import Resync
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Command(BaseCommand):
         },
         "no_heal": {
             "action": "store_true",
-            "help": "Change no sequence and retry nothing; only report what was found. "
+            "help": "Report the sequences that are behind, but move none and retry nothing. "
             "Default: the setting SAFEMIGRATE_HEAL, or to heal.",
         },
         "lock_wait": {
@@ -123,19 +124,20 @@ class Command(BaseCommand):
         "lock_timeout": {
             "type": seconds,
             "metavar": "SECONDS",
-            "help": "Give up a lock that isn't had in so many seconds, let others pass, and try "
-            "again. Default: the setting SAFEMIGRATE_LOCK_TIMEOUT, or waiting as migrate does.",
+            "help": "Let no statement wait longer than this for a lock: give up, let others pass, "
+            "and try again. Default: the setting SAFEMIGRATE_LOCK_TIMEOUT, or waiting as migrate "
+            "does.",
         },
         "lock_patience": {
             "type": whole_number,
             "metavar": "SECONDS",
-            "help": "With --lock-timeout: try again for so many seconds. Default: the setting "
+            "help": "With --lock-timeout: try again for this many seconds. Default: the setting "
             "SAFEMIGRATE_LOCK_PATIENCE, or 300.",
         },
         "retry_python": {
             "action": "store_true",
-            "help": "With --lock-timeout: retry a migration though Python of the project's "
-            "(RunPython) has run in it.",
+            "help": "With --lock-timeout: retry also a migration whose Python (RunPython) has run "
+            "already. It runs again, so it must be repeatable.",
         },
     }
 
@@ -240,7 +242,7 @@ class Command(BaseCommand):
             choices = choices._replace(lock=False)
         with ending_on_signals():
             with self.record.waiting("database", self._tell_waiting) as tell:
-                wait_for_database(connection, patience=choices.wait_for_database, tell=tell)
+                self._wait_for_database(connection, choices.wait_for_database, tell)
             with (
                 requiring_record(),  # asked before the sweep, in the order of the receivers
                 self._healing(choices),  # whatever is written as the run connects
@@ -255,6 +257,17 @@ class Command(BaseCommand):
                 explaining_unrecorded(connection, self._note),
             ):
                 return self.migrate.execute(*args, **options)
+
+    def _wait_for_database(
+        self, connection: BaseDatabaseWrapper, patience: int, tell: Callable[[str], None]
+    ) -> None:
+        try:
+            wait_for_database(connection, patience=patience, tell=tell)
+        except OperationalError as error:
+            raise CommandError(
+                f'Gave up after {patience} s: database "{connection.alias}": '
+                f"{printable(first_line(error))}"
+            ) from error
 
     @contextmanager
     def _locked(self, connection: BaseDatabaseWrapper, choices: _Choices) -> Iterator[None]:
@@ -336,7 +349,7 @@ class Command(BaseCommand):
 
     def _tell_note(self, text: str) -> None:
         with suppress(Exception):  # it is told of the run, and does not decide it
-            self.stderr.write(f"safemigrate: {text}")
+            self.stderr.write(f"{self.lines.line_break()}safemigrate: {text}")
 
 
 def _summary(resyncs: list[Resync]) -> str:

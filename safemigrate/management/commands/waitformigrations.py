@@ -151,6 +151,10 @@ class Command(BaseCommand):
         applied = Applied(connections[database], timeout)
         try:
             self._retrying(interval)(lambda: wanted.missing(applied.read()))
+        except Error as error:
+            raise CommandError(
+                f'The migrations of database "{database}" could not be read: {first_line(error)}'
+            ) from error
         finally:
             applied.close()
         self._tell(f'All {len(wanted.keys)} migrations are applied on database "{database}".')
