@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import IntegrityError, connections
 
 from safemigrate import driver
-from safemigrate.printing import command_line, one_line
+from safemigrate.printing import command_line
 from safemigrate.report import chain
+from safemigrate.sequences.checking import obstacle_of
 from safemigrate.sequences.losses import find_losses
 from safemigrate.sequences.needs import needs_of_apps
 from safemigrate.sequences.recheck import resync_constraint
@@ -139,7 +140,7 @@ class Judge:
                 move=self._move,
             )
         except Exception as failure:  # noqa: BLE001 - the run ends with its own error
-            why_not = f"{collision} could not be checked: {one_line(str(failure))}"
+            why_not = f"{collision} could not be checked: {obstacle_of(failure)}"
             self._audience.explain(error, why_not)
             return False
         refusal = refusal or ("" if self._move else "healing is off")

@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 from safemigrate import driver
 from safemigrate.printing import one_line
 from safemigrate.report import Audience
+from safemigrate.sequences.checking import obstacle_of
 from safemigrate.sequences.recheck import recheck
 from safemigrate.sequences.scope import current_schemas
 from safemigrate.sequences.sweep import sweep
@@ -197,7 +198,7 @@ class Wrapper:
         except Exception as error:  # noqa: BLE001 - the run goes on, with a note
             if isinstance(error, Error) and driver.is_closed(self.connection):
                 return  # the statement itself will report that
-            self.audience.note(f"{what}: {one_line(str(error))}")
+            self.audience.note(f"{what}: {obstacle_of(error)}")
 
     # After a statement.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from django.db import NotSupportedError, ProgrammingError
 
 from safemigrate import driver
-from safemigrate.printing import one_line
+from safemigrate.printing import first_line, one_line, printable
 
 from .feeds import PATH
 from .sequence import Hinders, Obstacle
@@ -78,7 +78,7 @@ def obstacle_of(error: Exception) -> Obstacle:
         return Obstacle("the table was locked", cure, hinders=Hinders.CHECKING)
     if state == INSUFFICIENT_PRIVILEGE:
         return Obstacle(
-            f"not everything can be read ({one_line(str(error))})",
+            f"not everything can be read ({printable(first_line(error))})",
             "run as a role that may, such as the table's owner",
             hinders=Hinders.CHECKING,
         )

@@ -482,7 +482,8 @@ def test_in_an_event_loop_nothing_can_be_swept(groups: None) -> None:
 
     (note,) = report.notes
     assert note.text.startswith(
-        "The sequences could not be checked: You cannot call this from an async context"
+        "The sequences could not be checked: the check failed (SynchronousOnlyOperation: You "
+        "cannot call this from an async context"
     )
     assert not report.resyncs
     assert not connection.execute_wrappers

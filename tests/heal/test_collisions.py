@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from django.db.backends.postgresql.psycopg_any import errors
 import safemigrate
 from safemigrate.heal.collisions import Collision, collision_of
 from tests.support.databases import behind, binding, elsewhere, execute, next_value, rows, value
-from tests.support.findings import collide, found
+from tests.support.findings import collide, found, role
 from tests.support.locks import note_of
 from tests.support.project import run_python
 
@@ -246,6 +247,26 @@ def test_lookalikes(ill: None, prepare: str, sql: str, line: str) -> None:
     assert [note.is_fatal for note in notes] == [True]
     assert line in notes[0].text
     assert rows("SELECT xmin, * FROM t_id_seq") == state
+
+
+HIDDEN = (
+    "could not be checked: not everything can be read (query would be affected by row-level "
+    'security policy for table "t"); run as a role that may, such as the table\'s owner'
+)
+
+
+@pytest.mark.parametrize("is_behind", [True, False])
+def test_rows_that_a_policy_hides(ill: None, is_behind: bool) -> None:
+    execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON t USING (true)")
+    execute(f"SELECT setval('t_id_seq', 7, {not is_behind})")
+    expected: Any = pytest.raises(IntegrityError) if is_behind else nullcontext()
+    with role("ALL ON t", "ALL ON SEQUENCE t_id_seq"), safemigrate.healing("default") as report:
+        with expected as caught:
+            execute("INSERT INTO t (note) VALUES ('new')")
+        notes = [note.text for note in report.notes if not note.is_expected]
+    assert notes == [f"The table t {HIDDEN}"]
+    if is_behind and sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == [f"safemigrate: public.t {HIDDEN}"]
 
 
 GAP = """
