@@ -120,7 +120,7 @@ BEGIN
                     is_in_sync := false;
             END;
         END IF;
-        IF NOT is_in_sync AND feed.sequence <> ALL (suspects) THEN
+        IF NOT is_in_sync THEN
             suspects := suspects || feed.sequence;
         END IF;
     END LOOP;
