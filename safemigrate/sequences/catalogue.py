@@ -62,6 +62,14 @@ def code_of_others(members: str) -> str:
     return CODE_OF_OTHERS.format(members=members)
 
 
+# Whether the index i has a column among its keys, or an expression of it. A plain one depends also
+# on the columns of its predicate and INCLUDE, which are no keys.
+HOLDS = """({attribute} = ANY (i.indkey[0:i.indnkeyatts - 1]) OR (
+    0 = ANY (i.indkey) AND EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS e
+        WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = i.indexrelid
+          AND e.refobjid = i.indrelid AND e.refobjsubid = {attribute})))"""
+
 # pg_subscription.oid is for superusers before PostgreSQL 14; its view of statistics is for all.
 DETAILS = f"""
 WITH
@@ -161,12 +169,7 @@ key AS (
                        i.is_key AND i.indpred IS NULL AND NOT EXISTS (
                            SELECT FROM pg_catalog.pg_attribute AS o
                            WHERE o.attrelid = m.oid AND o.attnum <> ma.attnum
-                             AND (o.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-                                  OR (0 = ANY (i.indkey) AND EXISTS (
-                                      SELECT FROM pg_catalog.pg_depend AS e
-                                      WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                                        AND e.objid = i.indexrelid AND e.refobjid = m.oid
-                                        AND e.refobjsubid = o.attnum)))
+                             AND {HOLDS.format(attribute="o.attnum")}
                              AND o.attname <> ALL (partition_key.names))), false) AS is_alone,
                    COALESCE(pg_catalog.bool_or(
                        i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = ma.attnum
@@ -174,12 +177,7 @@ key AS (
             FROM (
                 SELECT i.*,
                        (i.indisunique OR i.indisexclusion)
-                       AND (ma.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) OR (
-                            0 = ANY (i.indkey) AND EXISTS (
-                                SELECT FROM pg_catalog.pg_depend AS e
-                                WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                                  AND e.objid = i.indexrelid AND e.refobjid = m.oid
-                                  AND e.refobjsubid = ma.attnum))) AS is_key
+                       AND {HOLDS.format(attribute="ma.attnum")} AS is_key
                 FROM pg_catalog.pg_index AS i
                 WHERE i.indrelid = m.oid
             ) AS i

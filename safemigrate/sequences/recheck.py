@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .catalogue import sequences_of
+from .catalogue import HOLDS, sequences_of
 from .checking import LONG_WAIT, checking_table
 from .feeds import feeds_of_table
 from .resync import move_past, resync_if_behind
@@ -20,17 +20,12 @@ if TYPE_CHECKING:
     from .sequence import Key, Place, Sequence
 
 # The columns of an index, those in its expressions too, and the trigger that may fill them.
-CONSTRAINT = """
+CONSTRAINT = f"""
 SELECT t.oid,
        ARRAY (
            SELECT a.attname::pg_catalog.text
            FROM pg_catalog.pg_attribute AS a
-           WHERE a.attrelid = i.indrelid
-             AND (a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) OR EXISTS (
-                 SELECT FROM pg_catalog.pg_depend AS d
-                 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                   AND d.objid = i.indexrelid AND d.refobjid = i.indrelid
-                   AND d.refobjsubid = a.attnum))
+           WHERE a.attrelid = i.indrelid AND {HOLDS.format(attribute="a.attnum")}
            ORDER BY a.attnum) AS columns,
        EXISTS (
            -- Before each row of an INSERT: 1 is for each row, 2 before it, 4 an INSERT.

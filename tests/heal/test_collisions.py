@@ -278,6 +278,18 @@ GAP = """
 """
 
 
+@pytest.mark.parametrize("rest", ["INCLUDE (id)", "WHERE id > 0"])
+def test_what_an_index_says_of_a_column_besides_its_keys(ill: None, rest: str) -> None:
+    """The key is behind, and it is not what collides."""
+    execute(f"INSERT INTO t VALUES (9, 'here'); CREATE UNIQUE INDEX ON t (note) {rest}")
+    with safemigrate.healing("default"):
+        elsewhere("SELECT setval('t_id_seq', 3, false)")
+        with pytest.raises(IntegrityError) as caught:
+            execute("INSERT INTO t (note) VALUES ('here')")
+    assert note_of(caught.value).startswith("No sequence feeds t.note")
+    assert next_value("t_id_seq") == 4
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
     "insert",
