@@ -38,20 +38,19 @@ TABLE = """
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = %s AND c.relkind IN ('r', 'p', 'v', 'f')
 """
+# With a schema, to_regclass() would need USAGE on it.
 TABLES = """
-    SELECT DISTINCT pg_catalog.to_regclass(t)::pg_catalog.oid AS oid
-    FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS t
-    WHERE pg_catalog.to_regclass(t) IS NOT NULL
-"""
-# A name that to_regclass() looks up needs USAGE on its schema.
-TABLES_BY_PLACE = """
-    SELECT c.oid
+    SELECT CASE WHEN t.schema IS NULL
+           THEN pg_catalog.to_regclass(pg_catalog.quote_ident(t.name))::pg_catalog.oid
+           ELSE (
+               SELECT c.oid
+               FROM pg_catalog.pg_namespace AS n
+               JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid
+               WHERE n.nspname OPERATOR(pg_catalog.=) t.schema::pg_catalog.name
+                 AND c.relname OPERATOR(pg_catalog.=) t.name::pg_catalog.name) END AS oid
     FROM ROWS FROM (
         pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])
     ) AS t (schema, name)
-    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema::pg_catalog.name
-    JOIN pg_catalog.pg_class AS c
-      ON c.relnamespace = n.oid AND c.relname = t.name::pg_catalog.name
 """
 
 
@@ -86,15 +85,7 @@ def tables_of_app(connection: BaseDatabaseWrapper, label: str) -> list[int]:
 
     Raises LookupError for a label that no installed app has.
     """
-    models = list(apps.get_app_config(label).get_models(include_auto_created=True))
-    names = [
-        connection.ops.quote_name(model._meta.db_table)
-        for model in models
-        if place_of_model(connection, model)[0] is None
-    ]
-    with driver.aside(connection) as cursor:
-        current = [row.oid for row in cursor.rows(TABLES, [names])]
-    return [*current, *_elsewhere(connection, models)]
+    return _tables_of(connection, apps.get_app_config(label).get_models(include_auto_created=True))
 
 
 def feeds_of(
@@ -110,7 +101,7 @@ def feeds_of(
         return feeds_in(
             connection,
             current_schemas(connection),
-            tables=_elsewhere(connection, models_of(connection)),
+            tables=_tables_of(connection, models_of(connection)),
         )
     found: dict[int, set[Feed]] = {}
     for name in dict.fromkeys(_names_of(connection, what)):
@@ -120,15 +111,12 @@ def feeds_of(
     return [sorted(group) for group in found.values()]
 
 
-def _elsewhere(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[int]:
-    """List the oids of the tables of those models that name their schema themselves."""
+def _tables_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[int]:
+    """List the oids of those of the models' tables that are there."""
     places = [place_of_model(connection, model) for model in models]
-    named = [place for place in places if place[0] is not None]
-    if not named:
-        return []
-    with checking(connection) as cursor:
-        rows = cursor.rows(TABLES_BY_PLACE, [list(part) for part in zip(*named, strict=True)])
-    return [row.oid for row in rows]
+    with driver.aside(connection) as cursor:
+        rows = cursor.rows(TABLES, [[schema for schema, _ in places], [name for _, name in places]])
+    return [row.oid for row in rows if row.oid is not None]
 
 
 def place_of_table(connection: BaseDatabaseWrapper, name: str) -> tuple[str, str]:
