@@ -32,6 +32,7 @@ def twin(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
     copy: BaseDatabaseWrapper = connection.copy()
     for name in NOT_FOR_A_TWIN:
         copy.settings_dict["OPTIONS"].pop(name, None)
+    copy.settings_dict["AUTOCOMMIT"] = True
     return copy
 
 

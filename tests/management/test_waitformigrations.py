@@ -95,6 +95,16 @@ def test_waits_for_the_table_and_the_last_migration(project: Project) -> None:
     assert last == 'All 15 migrations are applied on database "default".'
 
 
+def test_without_autocommit_a_missing_table_is_waited_for(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.migration(STEP)
+    connection.ensure_connection()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    with waiting():
+        project.migrate()
+
+
 def test_waits_for_a_database_that_comes_later(project: Project, databases: Databases) -> None:
     project.migrate()
     connection.close()
