@@ -362,6 +362,7 @@ class MigrationLock:
             ours.execute(sql)
 
     def _take_again(self, lost: Error) -> None:
+        self.is_given_up = True  # unless it is had again
         self.close()
         self.end = monotonic()
         retrying = Retrying(

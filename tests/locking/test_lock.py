@@ -274,6 +274,20 @@ def test_a_lost_lock_is_reported_and_no_crash() -> None:
     assert held.lost
 
 
+def test_ctrl_c_while_a_lost_lock_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    def lose() -> None:
+        with migration_lock(connection, patience=0, tell=quiet) as held:
+            terminate(f"pid = {holders()[0][0]}")
+            monkeypatch.setattr("safemigrate.locking.lock.dial", interrupt)
+            held.check()
+
+    with pytest.raises(KeyboardInterrupt):
+        lose()
+
+
 def test_a_lock_whose_backend_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safemigrate.locking.lock.LONGEST_ANSWER", 0.5)
     with moved_to_a_server_of_its_own():
