@@ -70,6 +70,10 @@ HOLDS = """({attribute} = ANY (i.indkey[0:i.indnkeyatts - 1]) OR (
         WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = i.indexrelid
           AND e.refobjid = i.indrelid AND e.refobjsubid = {attribute})))"""
 
+# Whether the largest value of a column can be read from the end of the index i.
+LEADS = """(i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = {attribute}
+    AND pg_catalog.pg_index_column_has_property(i.indexrelid, 1, 'orderable'))"""
+
 # pg_subscription.oid is for superusers before PostgreSQL 14; its view of statistics is for all.
 DETAILS = f"""
 WITH
@@ -171,9 +175,8 @@ key AS (
                            WHERE o.attrelid = m.oid AND o.attnum <> ma.attnum
                              AND {HOLDS.format(attribute="o.attnum")}
                              AND o.attname <> ALL (partition_key.names))), false) AS is_alone,
-                   COALESCE(pg_catalog.bool_or(
-                       i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = ma.attnum
-                       AND am.amname = 'btree'), false) AS is_indexed
+                   COALESCE(pg_catalog.bool_or({LEADS.format(attribute="ma.attnum")}), false)
+                       AS is_indexed
             FROM (
                 SELECT i.*,
                        (i.indisunique OR i.indisexclusion)
@@ -181,8 +184,6 @@ key AS (
                 FROM pg_catalog.pg_index AS i
                 WHERE i.indrelid = m.oid
             ) AS i
-            JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid
-            JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
         ) AS x
     ) AS l
     CROSS JOIN LATERAL (

@@ -9,7 +9,7 @@ from django.db import Error
 
 from safemigrate import driver
 
-from .catalogue import code_of_others, nameless, sequences_of
+from .catalogue import LEADS, code_of_others, nameless, sequences_of
 from .checking import LONG_WAIT, SHORT_WAIT, checking, obstacle_of
 from .feeds import LISTING, Feed, list_feeds
 from .finding import Finding
@@ -83,9 +83,8 @@ BEGIN
         JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
         JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = s.oid
         CROSS JOIN LATERAL (
-            SELECT COALESCE(pg_catalog.bool_or(
-                       i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = l.attribute
-                       AND am.amname = 'btree'), false) AS is_indexed,
+            SELECT COALESCE(pg_catalog.bool_or({LEADS.format(attribute="l.attribute")}), false)
+                       AS is_indexed,
                    COALESCE(pg_catalog.bool_or(
                        i.indexprs IS NOT NULL OR i.indpred IS NOT NULL), false)
                    OR c.relispartition
@@ -93,8 +92,6 @@ BEGIN
                        SELECT FROM pg_catalog.pg_statistic_ext AS e
                        WHERE e.stxrelid = c.oid) AS has_code
             FROM pg_catalog.pg_index AS i
-            JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid
-            JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
             WHERE i.indrelid = c.oid
         ) AS x
     LOOP
