@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemigrate.printing import printable_ascii
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
 NAME_LENGTH = 63
-NAME = r"(?a)safemigrate (?P<token>(?P<process>\d+)_[0-9a-f]{8}) (?P<backend>-?\d+) (?P<host>.*)"
+NAME = r"(?a)safemigrate (?P<token>\d+_[0-9a-f]{8}) -?\d+ (?P<host>.+)"
 
 # Of other roles' sessions, everyone sees the role and the application's name, and nothing else. The
 # name may be anybody's, and the pid in it a pooler's: so the backend must be in our database, and
@@ -22,9 +21,8 @@ WHO_HOLDS_IT = """
 SELECT session.pid,
        session.usename AS role,
        session.application_name AS name,
-       pg_catalog.host(session.client_addr) AS client,
-       EXTRACT(epoch FROM pg_catalog.clock_timestamp() - session.xact_start)::pg_catalog.float8
-           AS age,
+       pg_catalog.to_char(
+           pg_catalog.timezone('UTC', session.xact_start), 'YYYY-MM-DD HH24:MI:SS') AS since,
        worker.pid AS worker,
        worker.state,
        worker.query,
@@ -67,7 +65,7 @@ class Holder(NamedTuple):
     name: str = ""
     token: str = ""
     host: str = ""
-    since: datetime | None = None
+    since: str = ""
     worker: int | None = None
     running: str = ""
 
@@ -84,18 +82,15 @@ class Holder(NamedTuple):
                 "If that run hangs, end the session that migrates "
                 f"(SELECT pg_terminate_backend({self.worker}))."
             )
-        return f"If that run hangs, end process {self.process} on {self._host()}."
-
-    def _host(self) -> str:
-        return self.host or "its host"
+        return f"If that run hangs, end process {self.process} on {self.host}."
 
     def __str__(self) -> str:
         return printable_ascii(self._run() if self.token else self._session())
 
     def _run(self) -> str:
-        since = f", since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        since = f", since {self.since} UTC" if self.since else ""
         running = f", now {self.running}" if self.running else ""
-        return f"process {self.process} on {self._host()}{since}{running}"
+        return f"process {self.process} on {self.host}{since}{running}"
 
     def _session(self) -> str:
         if self.pid is None:
@@ -124,12 +119,11 @@ def holder_of(cursor: Cursor, key: tuple[int, int]) -> Holder:
     name = re.fullmatch(NAME, row.name or "")
     if name is None:
         return Holder(pid=row.pid, role=row.role or "", name=row.name or "")
-    since = datetime.now(timezone.utc) - timedelta(seconds=row.age) if row.age is not None else None
     return Holder(
         pid=row.pid,
         token=name["token"],
-        host=name["host"] or row.client or "",
-        since=since,
+        host=name["host"],
+        since=row.since or "",
         worker=row.worker,
         running=_running(row),
     )
