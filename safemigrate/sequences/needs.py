@@ -12,7 +12,7 @@ from django.db.models import AutoField
 from safemigrate.sqltext import NAMES, unquoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -77,12 +77,11 @@ wanted AS MATERIALIZED (
 )"""
 
 
-def needs_of_apps(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Need]:
+def needs_of_apps(connection: BaseDatabaseWrapper, labels: Collection[str] = ()) -> list[Need]:
     """List the primary keys of the apps' models; without labels of all, and of Django's record.
 
     Raises LookupError for a label that no installed app has.
     """
-    labels = list(labels)
     recorded: list[Any] = [] if labels else [MigrationRecorder.Migration]
     return needs_of(connection, [*recorded, *models_of(connection, labels)])
 
@@ -93,8 +92,9 @@ def models_of(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> li
     return [
         model
         for config in configs
-        for model in config.get_models(include_auto_created=True)
-        if router.allow_migrate_model(connection.alias, model)
+        for model in router.get_migratable_models(
+            config, connection.alias, include_auto_created=True
+        )
     ]
 
 
@@ -111,22 +111,18 @@ def place_of_model(connection: BaseDatabaseWrapper, model: Any) -> tuple[str | N
 def needs_of(connection: BaseDatabaseWrapper, models: Iterable[Any]) -> list[Need]:
     """List the primary keys of those models that have a table of their own here."""
     return [
-        need
+        Need(*place_of_model(connection, model), field.column, _is_auto(field, connection))
         for model in models
         if model._meta.can_migrate(connection)
-        for need in _needs(model, connection)
+        for field in model._meta.local_concrete_fields
+        if field.primary_key
     ]
 
 
-def _needs(model: Any, connection: BaseDatabaseWrapper) -> Iterator[Need]:
-    schema, table = place_of_model(connection, model)
-    for field in model._meta.local_concrete_fields:
-        if field.primary_key:
-            # One of the project's own may leave its numbers to the program.
-            kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
-            is_filled = "identity" in kind or "serial" in kind
-            is_auto = isinstance(field, AutoField) and is_filled
-            yield Need(schema, table, field.column, is_auto)
+def _is_auto(field: Any, connection: BaseDatabaseWrapper) -> bool:
+    # One of the project's own may leave its numbers to the program.
+    kind = f"{field.db_type(connection)} {field.db_type_suffix(connection)}".lower()
+    return isinstance(field, AutoField) and ("identity" in kind or "serial" in kind)
 
 
 def parameters_of(needs: list[Need], schemas: Iterable[str] | None) -> dict[str, Any]:
