@@ -134,16 +134,15 @@ key AS (
             FROM pg_catalog.pg_partition_ancestors(c.oid) AS r (oid)
             JOIN pg_catalog.pg_partitioned_table AS pt ON pt.partrelid = r.oid
             JOIN pg_catalog.pg_attribute AS pa
-              ON pa.attrelid = r.oid AND pa.attnum = ANY (pt.partattrs)
-            WHERE c.relkind = 'p' OR c.relispartition) AS names
+              ON pa.attrelid = r.oid AND pa.attnum = ANY (pt.partattrs)) AS names
     ) AS partition_key
     CROSS JOIN LATERAL (
         SELECT pg_catalog.bool_or(x.is_unique) AS is_unique,
                pg_catalog.bool_or(x.is_alone) AS is_alone,
                pg_catalog.bool_or(x.is_primary) AS is_primary,
                pg_catalog.bool_or(x.is_whole) AS is_whole,
-               pg_catalog.bool_and(x.is_indexed) FILTER (WHERE m.is_leaf) AS is_indexed,
-               pg_catalog.bool_or(b.relkind = 'f') AS has_foreign,
+               pg_catalog.bool_and(x.is_indexed) FILTER (WHERE m.kind <> 'p') AS is_indexed,
+               pg_catalog.bool_or(m.kind = 'f') AS has_foreign,
                pg_catalog.array_agg(m.oid) AS members,
                pg_catalog.bool_or(m.oid IN (SELECT u.srrelid FROM subscribed AS u) OR EXISTS (
                    -- The publisher may send a partition's rows as those of its root.
@@ -159,11 +158,10 @@ key AS (
                 JOIN pg_catalog.pg_inherits AS h ON h.inhparent = p.oid
                 WHERE c.relkind = 'p'
             )
-            SELECT p.oid, k.relkind <> 'p'
+            SELECT p.oid, k.relkind
             FROM tree AS p
             JOIN pg_catalog.pg_class AS k ON k.oid = p.oid
-        ) AS m (oid, is_leaf)
-        JOIN pg_catalog.pg_class AS b ON b.oid = m.oid
+        ) AS m (oid, kind)
         JOIN pg_catalog.pg_attribute AS ma ON ma.attrelid = m.oid AND ma.attname = a.attname
         CROSS JOIN LATERAL (
             SELECT COALESCE(pg_catalog.bool_or(i.is_key), false) AS is_unique,
