@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from safemigrate.printing import printable
@@ -26,14 +24,12 @@ if TYPE_CHECKING:
 HEADINGS = ("Sequence", "Column", "Next value", "Largest key", "")
 # With numbers of ten digits a row has 120 characters then; a longer name gets a line of its own.
 LONGEST_NAMES = (36, 30)
-# What a long run has found so far is printed every so many seconds, and not lost if it is ended.
-PATIENCE = 2.0
 # So many remedies are printed unless all are asked for.
 REMEDIES = 20
 
 
 class Table(Format):
-    """Rows, printed every few seconds; below them what to do about those that stay behind.
+    """Rows, and below them what to do about those that stay behind.
 
     ``to_type`` is the command that would move what a mere check has found, ``to_restore`` the one
     that would restore what is lost.
@@ -52,56 +48,44 @@ class Table(Format):
         self.style = style
         self.to_type = to_type
         self.to_restore = to_restore
-        self._held: list[Finding] = []
-        self._left: list[Finding] = []
-        self._is_movable = False
-        self._widths: list[int] = []
-        self._printed_at = monotonic()
+        self._listed: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        if not self.verbosity or not self.is_listed(finding):
-            return
-        self._held.append(finding)
-        if finding.obstacle:
-            self._left.append(finding)
-        self._is_movable |= finding.is_behind and not finding.obstacle
-        if monotonic() - self._printed_at >= PATIENCE:
-            self._print_held()
+        if self.is_listed(finding):
+            self._listed.append(finding)
 
     def end(self, tally: Tally, error: str = "") -> None:
         if not self.verbosity:
             return
-        self._print_held()
-        for line in self._remedies():
+        for line in (*self._rows(), *self._remedies()):
             self.write(line)
         if not error:
             self.write(self.style.MIGRATE_HEADING(str(tally)))
-            if self.to_type and self._is_movable:
+            if self.to_type and any(each.is_behind and not each.obstacle for each in self._listed):
                 self.write(f"To move what is behind: {self.to_type}")
         for line in (*tally.nearly_used_up, *losses.lines(tally.lost, self.to_restore)):
             self.write(self.style.WARNING(line))
 
-    def _print_held(self) -> None:
-        rows = [(_cells(each), self._style_of(each)) for each in self._held]
-        if rows and not self._widths:
-            rows.insert(0, (HEADINGS, self.style.MIGRATE_HEADING))
-        self._widths = _widths([cells for cells, _ in rows], self._widths)
-        for cells, style in rows:
-            for line in _lines(cells, self._widths):
-                self.write(style(line))
-        self._held.clear()
-        self._printed_at = monotonic()
+    def _rows(self) -> Iterator[str]:
+        if self._listed:
+            rows = [
+                (HEADINGS, self.style.MIGRATE_HEADING),
+                *((_cells(each), self._style_of(each)) for each in self._listed),
+            ]
+            widths = _widths([cells for cells, _ in rows])
+            yield from (style(line) for cells, style in rows for line in _lines(cells, widths))
 
     def _style_of(self, finding: Finding) -> Callable[[str], str]:
         styles = {"resynced": self.style.SUCCESS, "behind": self.style.WARNING}
         return styles.get(finding.status, str)
 
     def _remedies(self) -> Iterator[str]:
-        told = self._left if self.verbosity > 1 else self._left[:REMEDIES]
+        left = [each for each in self._listed if each.obstacle]
+        told = left if self.verbosity > 1 else left[:REMEDIES]
         for finding in told:
             yield printable(f"{finding.sequence} {self._what_of(finding)}: {finding.reasons}")
             yield from (printable(f"  {advice}") for advice in advice_of(finding))
-        if more := len(self._left) - len(told):
+        if more := len(left) - len(told):
             yield f"{more} more could not be checked or moved; --verbosity 2 says why."
 
     def _what_of(self, finding: Finding) -> str:
@@ -127,15 +111,9 @@ def _cells(finding: Finding) -> Cells:
     )
 
 
-def _widths(rows: list[Cells], before: list[int]) -> list[int]:
-    """Return the columns' widths, not narrower than they were before."""
-    columns = zip(*rows, strict=True)
-    longest = [max(map(len, column)) for column in columns]
-    capped = [
-        min(width, most or width)
-        for width, most in zip_longest(longest, LONGEST_NAMES[: len(longest)], fillvalue=0)
-    ]
-    return [max(pair) for pair in zip_longest(capped, before, fillvalue=0)]
+def _widths(rows: list[Cells]) -> list[int]:
+    longest = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [*map(min, longest, LONGEST_NAMES), *longest[len(LONGEST_NAMES) :]]
 
 
 def _lines(cells: Cells, widths: list[int]) -> Iterator[str]:

@@ -546,12 +546,10 @@ def test_only_the_first_remedies_are_told_unasked(
     assert resyncsequences("--check", status=1, verbosity=2).count("would not be moved: ") == 2
 
 
-@pytest.mark.parametrize("patience", [0, 1_000])
 def test_what_was_moved_is_said_by_a_run_that_is_ended(
-    tables: None, monkeypatch: pytest.MonkeyPatch, patience: int
+    tables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute("CREATE TABLE more (id serial PRIMARY KEY); INSERT INTO more VALUES (3)")
-    monkeypatch.setattr(layout, "PATIENCE", patience)
     move_past = engine.move_past
 
     def interrupted(cursor: Any, sequence: Any, terms: Any) -> Any:
