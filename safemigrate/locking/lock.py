@@ -154,10 +154,6 @@ LOCAL_SETTINGS = {
 }
 
 
-class _TryAgainError(Exception):
-    """The lock's connection could not be opened, or was lost: its cause says why."""
-
-
 class MigrationLock:
     """The connection that asks for the migration lock, and holds it if it has ``taken`` it.
 
@@ -216,7 +212,7 @@ class MigrationLock:
     ) -> Retrying:
         left = self.left
         return Retrying(
-            retry=retry_if_result(until) | retry_if_exception_type(_TryAgainError),
+            retry=retry_if_result(until) | retry_if_exception_type(Error),
             stop=stop_after_delay(left),
             wait=within(left, wait_random(0.1, 1.0)),
             before_sleep=before_sleep,
@@ -226,13 +222,12 @@ class MigrationLock:
     def _give_up(self, state: RetryCallState) -> None:
         error = error_of(state)
         if error or self.rival is None:
-            cause = error.__cause__ if error else None
-            raise LockUnavailableError(self.alias, cause) from cause
+            raise LockUnavailableError(self.alias, error) from error
         raise LockTimeoutError(self.alias, self.patience, self.rival)
 
     def _sentence(self, state: RetryCallState) -> str:
         error = error_of(state)
-        why = first_line(error.__cause__) if error else f"held by {self.rival}"
+        why = first_line(error) if error else f"held by {self.rival}"
         return printable_ascii(
             f"Waiting up to {self.patience:g} s for the migration lock of database "
             f'"{self.alias}": {why}'
@@ -240,7 +235,7 @@ class MigrationLock:
 
     def _attempt(self) -> Holder | None:
         """Take the lock, or return its holder. No transaction is open between two attempts."""
-        with self._trying_again():
+        with self._closing_on_failure():
             holder = self._ask()
         if holder and not is_kin(holder.token):
             self.rival = holder
@@ -249,13 +244,14 @@ class MigrationLock:
         return holder
 
     @contextmanager
-    def _trying_again(self) -> Iterator[None]:
+    def _closing_on_failure(self) -> Iterator[None]:
+        """Raise an Error only where another attempt, on another connection, may do better."""
         try:
             yield
         except Exception as error:  # a project's own pool of connections raises its own
             self.close()
             if isinstance(error, Error) and driver.is_of_the_connection(error):
-                raise _TryAgainError from error
+                raise
             raise LockUnavailableError(self.alias, error) from error
 
     def _ask(self) -> Holder | None:
@@ -279,25 +275,23 @@ class MigrationLock:
     def _let_finish(self, rival: Holder, telling: Telling) -> None:
         """Wait for the transaction of a run that has ended, or lost the lock, to end as well."""
         if rival.worker:
-            with suppress(Error):  # a lost lock is told by check() and release()
-                self._retrying(bool, telling)(self._is_busy, rival.worker)
+            self._retrying(bool, telling)(self._is_busy, rival.worker)
 
     def _is_busy(self, backend: int) -> bool:
-        with driver.cursor(self.twin) as ours:
+        # A lost lock is told by check() and release().
+        with suppress(Error), driver.cursor(self.twin) as ours:
             return bool(ours.row(IS_IN_A_TRANSACTION, [backend]).is_busy)
+        return False
 
     def _reconnect(self) -> None:
         """Reopen the migrating connection, if the wait or the server's restart has closed it."""
         connection = self.migrating
         if connection.in_atomic_block:
             return
-        try:
-            connection.ensure_connection()
-        except Error as error:
-            raise _TryAgainError from error
+        connection.ensure_connection()
         if not connection.is_usable():
             connection.close()
-            raise _TryAgainError from OperationalError("the migrating connection was lost")
+            raise OperationalError("the migrating connection was lost")
         self.follow(connection)
 
     def _prove(self) -> None:
@@ -366,7 +360,7 @@ class MigrationLock:
         self.close()
         self.end = monotonic()
         retrying = Retrying(
-            retry=retry_if_result(self._is_own) | retry_if_exception_type(_TryAgainError),
+            retry=retry_if_result(self._is_own) | retry_if_exception_type(Error),
             stop=stop_after_delay(SHORTEST_ANSWER),
             wait=wait_random(0.1, 0.5),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
@@ -374,7 +368,7 @@ class MigrationLock:
         try:
             holder = retrying(self._ask_again)
             why = f"and is held by {holder}" if holder else ""
-        except (LockError, _TryAgainError) as error:
+        except (LockError, Error) as error:
             reason = printable_ascii(first_line(error.__cause__))
             why = f"and could not be taken again: {reason}"
         self.is_given_up = bool(why)
@@ -390,7 +384,7 @@ class MigrationLock:
 
     def _ask_again(self) -> Holder | None:
         """Take the lock, or return its holder; a session of our own is ended, for it is cut off."""
-        with self._trying_again():
+        with self._closing_on_failure():
             holder = self._ask()
             if holder and self._is_own(holder):
                 with driver.cursor(self.twin) as ours:
