@@ -87,7 +87,6 @@ BEGIN
                        AS is_indexed,
                    COALESCE(pg_catalog.bool_or(
                        i.indexprs IS NOT NULL OR i.indpred IS NOT NULL), false)
-                   OR c.relispartition
                    OR EXISTS (
                        SELECT FROM pg_catalog.pg_statistic_ext AS e
                        WHERE e.stxrelid = c.oid) AS has_code
