@@ -254,12 +254,15 @@ class Command(BaseCommand):
         options = self.options
         terms = Terms(self.tally.headroom, options["scan"], options["force"])
         self.progress = Progress(self.stderr, len(feeds))
-        for finding in survey(connection, feeds, terms, move=self._may_change()):
-            self.tally.add(finding)
-            self.format.add(finding)
-            if finding.is_behind:
-                self._annotate("Sequence behind", finding)
-            self.progress.show(self.tally.counts.total())
+        try:
+            for finding in survey(connection, feeds, terms, move=self._may_change()):
+                self.tally.add(finding)
+                self.format.add(finding)
+                if finding.is_behind:
+                    self._annotate("Sequence behind", finding)
+                self.progress.show(self.tally.counts.total())
+        finally:
+            self.progress.clear()
 
     # What is told.
 
@@ -293,7 +296,8 @@ class Command(BaseCommand):
         return printable(command_line(options["database"], *words))
 
     def _write(self, line: str) -> None:
-        self._clear_progress()
+        if self.progress:
+            self.progress.clear()
         write_to(self.stdout, line)
 
     def _tell(self, text: str) -> None:
@@ -305,10 +309,6 @@ class Command(BaseCommand):
         if os.environ.get("GITHUB_ACTIONS") == "true":
             self.stderr.write(annotation(title, what), style_func=str)
 
-    def _clear_progress(self) -> None:
-        if self.progress:
-            self.progress.clear()
-
     # How it ends.
 
     @contextmanager
@@ -318,17 +318,14 @@ class Command(BaseCommand):
             yield
         except KeyboardInterrupt as error:
             self.format.end(self.tally, self._interrupted())
-            self._clear_progress()
             self.stderr.write(self._interrupted(), style_func=str)
             if getattr(self, "_called_from_command_line", False):
                 end_by(error)
             raise
         except Exception as error:
             self.format.end(self.tally, one_line(str(error)))
-            self._clear_progress()
             raise
         self.format.end(self.tally)
-        self._clear_progress()
 
     def _interrupted(self) -> str:
         done = self.tally.counts.total()
