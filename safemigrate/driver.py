@@ -7,7 +7,6 @@ see the statements that ``migrate`` would have sent, and no others.
 from __future__ import annotations
 
 import _thread
-import os
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -147,8 +146,8 @@ def deadline(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
     Neither driver has a client-side time limit for a statement.
     """
     with connection.wrap_database_errors:
-        descriptor = os.dup(connection.connection.fileno())
-    with socket.socket(fileno=descriptor) as ours:
+        descriptor = connection.connection.fileno()
+    with socket.fromfd(descriptor, -1, -1) as ours:  # of whichever family and type it is
 
         def cut() -> None:
             with suppress(OSError):  # the other end has gone, or Ctrl-C has ended the block early
