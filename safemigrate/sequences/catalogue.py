@@ -204,7 +204,6 @@ FROM key AS k
 CROSS JOIN LATERAL (
     SELECT c.oid, n.nspname AS schema, c.relname AS name,
            pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted,
-           pg_catalog.format('%%L', pg_catalog.format('%%I.%%I', n.nspname, c.relname)) AS literal,
            q.seqincrement AS increment, q.seqmin AS minimum, q.seqmax AS maximum,
            q.seqcache AS cache, q.seqcycle AS cycles,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
@@ -232,7 +231,7 @@ OF_SEQUENCE = attrgetter(*Sequence._fields[:-2])
 def nameless(oid: int) -> Sequence:
     """Return what is known of a sequence that can't be read in the catalogue."""
     return Sequence(
-        oid, "?", f"oid {oid}", "", "", 1, 1, 1, 1, is_readable=False, is_settable=False, keys=()
+        oid, "?", f"oid {oid}", "", 1, 1, 1, 1, is_readable=False, is_settable=False, keys=()
     )
 
 

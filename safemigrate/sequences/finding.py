@@ -85,11 +85,12 @@ class Finding:
         """The statement that a DBA could type, or an empty string where there is none."""
         if self.target is None or (self.obstacle and self.obstacle.is_final):
             return ""
-        literal, quoted = _names_to_print(self.sequence)
-        short = "<=" if self.sequence.increment > 0 else ">="
+        sequence = self.sequence
+        name = sql_name(sequence.quoted, sequence.schema, sequence.name)
+        short = "<=" if sequence.increment > 0 else ">="
         return (
-            f"SELECT pg_catalog.setval({literal}, {self.target}) "
-            f"FROM {quoted} WHERE last_value {short} {self.target};"
+            f"SELECT pg_catalog.setval({sql_literal(sequence.quoted)}, {self.target}) "
+            f"FROM {name} WHERE last_value {short} {self.target};"
         )
 
     @property
@@ -126,10 +127,3 @@ def sql_lines(finding: Finding) -> Iterator[str]:
     if finding.repair:
         is_decided = not any(each.can_force for each in finding.obstacles)
         yield finding.repair if is_decided else comment(finding.repair)
-
-
-def _names_to_print(sequence: Sequence) -> tuple[str, str]:
-    """Return its name as a literal and as an identifier, without a character that acts."""
-    quoted = sequence.quoted
-    literal = sequence.literal if quoted.isprintable() else sql_literal(quoted)
-    return literal, sql_name(quoted, sequence.schema, sequence.name)

@@ -80,7 +80,6 @@ class Sequence(NamedTuple):
     schema: str
     name: str
     quoted: str
-    literal: str
     increment: int
     minimum: int
     maximum: int

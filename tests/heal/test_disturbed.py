@@ -41,7 +41,7 @@ def finding(hinders: Hinders | None = None, *, is_unique: bool = True) -> Findin
         is_unique=is_unique,
     )
     sequence = Sequence(
-        2, "public", "s", "s", "s", 1, 1, 9, 1, is_readable=True, is_settable=True, keys=(key,)
+        2, "public", "s", "s", 1, 1, 9, 1, is_readable=True, is_settable=True, keys=(key,)
     )
     obstacle = Obstacle("it is in the way", hinders=hinders) if hinders else None
     return Finding(sequence, obstacle=obstacle)
