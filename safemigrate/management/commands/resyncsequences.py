@@ -130,9 +130,9 @@ class Command(BaseCommand):
         )
 
     @no_translations
-    def handle(self, *app_labels: str, **options: Any) -> None:
+    def handle(self, *args: Any, **options: Any) -> None:
         self.options = options
-        self.labels = app_labels or options["app_label"]
+        self.labels: list[str] = options["app_label"]
         self.tally = Tally(_whole_number(options["headroom"]))
         self.progress: Progress | None = None
         self.format = self._format()
