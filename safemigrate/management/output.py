@@ -48,12 +48,13 @@ class Lines:
         if self._is_at_start:
             self._let_go()
 
-    def line_break(self) -> str:
-        """Return what a line on stderr begins with, so that on a terminal it is a line of its own.
+    def line_break(self, other: Any) -> str:
+        """Return what a line on ``other`` has to begin with, to be a line of its own.
 
-        That is a line break after an unfinished line of this stream, once.
+        That is a line break, once, after an unfinished line of a stream that goes to the same
+        terminal or file.
         """
-        if self._is_at_start or self._is_broken:
+        if self._is_at_start or self._is_broken or not _is_same_file(self._stream, other):
             return ""
         self._is_broken = True
         return "\n"
@@ -69,6 +70,12 @@ class Lines:
         with suppress(Exception):  # also where another thread has let go of the last one
             while True:
                 self._stream.write(f"{encodable(self._held.popleft(), self._stream)}\n")
+
+
+def _is_same_file(one: Any, other: Any) -> bool:
+    with suppress(Exception):  # a stream need not have a descriptor
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    return one is other
 
 
 def encodable(text: str, stream: Any) -> str:

@@ -494,8 +494,8 @@ class Migration(migrations.Migration):
         text=True,
     ) as process:
         assert process.stderr is not None
-        assert "blocked by pid" in process.stderr.readline()
         try:
+            assert "blocked by pid" in process.stderr.readline()
             yield process
         finally:
             process.kill()

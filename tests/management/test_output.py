@@ -20,6 +20,8 @@ from tests.support.project import run_python
 from tests.support.runs import LONG, in_threads, somebody_migrating
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.project import Project
 
 
@@ -51,16 +53,26 @@ def test_a_note_is_a_line_of_its_own(ill: None, project: Project) -> None:
 
 
 def test_a_line_is_broken_once() -> None:
-    lines = Lines(io.StringIO())
-    assert lines.line_break() == ""
+    lines = Lines(out := io.StringIO())
+    assert lines.line_break(out) == ""
     lines.write("  Applying...")
-    assert [lines.line_break(), lines.line_break()] == ["\n", ""]
+    assert lines.line_break(io.StringIO()) == ""
+    assert [lines.line_break(out), lines.line_break(out)] == ["\n", ""]
     lines.write("")
-    assert lines.line_break() == ""
+    assert lines.line_break(out) == ""
     lines.write(" it")
-    assert lines.line_break() == "\n"
+    assert lines.line_break(out) == "\n"
     lines.write(" OK\n")
-    assert lines.line_break() == ""
+    assert lines.line_break(out) == ""
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_line_is_broken_where_both_streams_go_to_one_file(tmp_path: Path, is_same: bool) -> None:
+    names = ["both", "both" if is_same else "another"]
+    with (tmp_path / names[0]).open("a") as out, (tmp_path / names[1]).open("a") as err:
+        lines = Lines(out)
+        lines.write("  Applying...")
+        assert lines.line_break(err) == ("\n" if is_same else "")
 
 
 class OnlyWrites:

@@ -349,7 +349,8 @@ class Command(BaseCommand):
 
     def _tell_note(self, text: str) -> None:
         with suppress(Exception):  # it is told of the run, and does not decide it
-            self.stderr.write(f"{self.lines.line_break()}safemigrate: {text}")
+            err: Any = self.stderr._out
+            self.stderr.write(f"{self.lines.line_break(err)}safemigrate: {text}")
 
 
 def _summary(resyncs: list[Resync]) -> str:
