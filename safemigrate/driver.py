@@ -208,9 +208,10 @@ def savepoint(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
 def aside(connection: BaseDatabaseWrapper) -> Iterator[Cursor]:
     """Give a cursor whose settings and locks, but not whose ``setval``, end with the block.
 
-    It connects, if need be.
+    It connects, if need be. A cursor of Django's comes first: with it django-tenants sets the
+    search path of the tenant whose turn it is.
     """
-    connection.ensure_connection()
+    connection.cursor().close()
     with (transaction if is_idle(connection) else savepoint)(connection) as ours:
         yield ours
 

@@ -26,3 +26,19 @@ def test_ctrl_c_leaves_no_transaction_behind(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt), driver.transaction(connection):
         pass
     assert driver.transaction_status(connection) == driver.IDLE
+
+
+@pytest.mark.usefixtures("database")
+def test_a_search_path_that_comes_with_the_next_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As django-tenants sets it, when another tenant's turn has come on an open connection."""
+    execute("CREATE SCHEMA tenant; CREATE TABLE tenant.thing (id int)")
+    plain = connection._cursor  # type: ignore[attr-defined]
+
+    def in_the_tenant(name: Any = None) -> Any:
+        cursor = plain(name)
+        cursor.execute("SET search_path = tenant")
+        return cursor
+
+    monkeypatch.setattr(connection, "_cursor", in_the_tenant)
+    with driver.aside(connection) as ours:
+        assert ours.row("SELECT to_regclass('thing')::oid AS oid").oid

@@ -31,8 +31,9 @@ class Need(NamedTuple):
 class Loss(NamedTuple):
     """What a model's table needs of ``column`` and does not have.
 
-    ``sql`` puts it back, a default past the largest key; empty where a human has to decide how. No
-    index is made unasked: of a lost key the first statement finds the rows that stand in the way.
+    ``sql`` puts it back, a default past the largest key; empty where a human has to decide how, as
+    ``advice`` says. No index is made unasked: of a lost key the first statement finds the rows that
+    stand in the way. ``failure`` is why putting it back failed.
     """
 
     schema: str
@@ -41,6 +42,8 @@ class Loss(NamedTuple):
     status: Status
     reason: str
     sql: tuple[str, ...] = ()
+    advice: str = ""
+    failure: str = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -51,7 +54,11 @@ class Loss(NamedTuple):
         return self.status in ("lost default", "foreign sequence") and bool(self.sql)
 
     def __str__(self) -> str:
-        return f"{self.schema}.{self.table}.{self.column}: {self.status}; {self.reason}"
+        return f"{self.schema}.{self.table}.{self.column}: {self.status}; {self.why}"
+
+    @property
+    def why(self) -> str:
+        return f"{self.reason}; not restored: {self.failure}" if self.failure else self.reason
 
 
 # Those of the needed tables that the schemas have.
@@ -87,14 +94,17 @@ def needs_of_apps(connection: BaseDatabaseWrapper, labels: Collection[str] = ())
 
 
 def models_of(connection: BaseDatabaseWrapper, labels: Iterable[str] = ()) -> list[Any]:
-    """List the models of apps, without labels of all, that the routers allow on the alias."""
+    """List the models of apps, without labels of all, that the routers allow on the alias.
+
+    Where tenants have schemas, it is all models: a router goes by the tenant whose turn it is.
+    """
     configs = [apps.get_app_config(label) for label in labels] or list(apps.get_app_configs())
+    has_tenants = hasattr(connection, "schema_name")
     return [
         model
         for config in configs
-        for model in router.get_migratable_models(
-            config, connection.alias, include_auto_created=True
-        )
+        for model in config.get_models(include_auto_created=True)
+        if has_tenants or router.allow_migrate_model(connection.alias, model)
     ]
 
 

@@ -17,7 +17,7 @@ from tests.support.project import Project, contents
 from tests.support.runs import counted
 
 LOSE = "ALTER TABLE django_migrations ALTER id DROP IDENTITY"
-REFUSAL = "no migration could be recorded. Nothing was changed. Type: "
+REFUSAL = "no migration could be recorded. Nothing was changed in schema public. Type: "
 
 
 @pytest.fixture
