@@ -93,7 +93,7 @@ class Json(Format):
             "vendor": tally.vendor,
             "headroom": tally.headroom,
             "sequences": self._sequences,
-            "lost": [loss._asdict() for loss in tally.lost],
+            "lost": [_lost(loss) for loss in tally.lost],
             "summary": {status: tally.counts[status] for status in get_args(Status)},
             "error": error or None,
         }
@@ -117,6 +117,18 @@ def _document(finding: Finding) -> dict[str, Any]:
         "reason": finding.reasons or None,
         "advice": "; ".join(each.advice for each in finding.obstacles if each.advice) or None,
         "sql": (finding.repair or None) if finding.is_behind else None,
+    }
+
+
+def _lost(loss: Loss) -> dict[str, Any]:
+    return {
+        "schema": loss.schema,
+        "table": loss.table,
+        "column": loss.column,
+        "status": loss.status,
+        "reason": loss.why,
+        "advice": loss.advice or None,
+        "sql": loss.sql,
     }
 
 

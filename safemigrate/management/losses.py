@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
 
 # The largest key may be in a row that a policy hides, and nobody should wait behind the ALTER.
-SETTINGS = ("SET LOCAL row_security = off;", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';")
+SETTINGS = (
+    "SET LOCAL search_path = pg_catalog;",
+    "SET LOCAL row_security = off;",
+    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';",
+)
 
 
 def restore_all(
     connection: BaseDatabaseWrapper, losses: Iterable[Loss], tell: Callable[[str], None]
 ) -> dict[tuple[str, str, str], str]:
     """Put back what can be, one table at a time, and tell it; return why the others were not."""
-    why = {}
+    failures = {}
     for loss in losses:
         if loss.is_restorable:
             try:
                 restore(connection, loss)
             except Error as error:
-                why[loss.place] = one_line(str(error))
-                tell(printable(f"{loss}; not restored: {why[loss.place]}"))
+                failures[loss.place] = one_line(str(error))
             else:
                 tell(printable(f"{loss}; restored"))
-    return why
+    return failures
 
 
 def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
@@ -49,21 +52,18 @@ def lines(losses: Iterable[Loss], to_restore: str) -> Iterator[str]:
 
 
 def _cure(loss: Loss, to_restore: str) -> tuple[str, ...]:
+    if loss.failure:
+        return (f"once that is out of the way, type: {to_restore}",)
     if loss.is_restorable:
         return (f"type: {to_restore}",)
-    if loss.sql:
-        return tuple(f"type: {statement}" for statement in loss.sql)
-    return (
-        "make it a smallint, integer or bigint, or run --restore-defaults as the table's owner",
-    )
+    return tuple(f"type: {statement}" for statement in loss.sql) or (loss.advice,)
 
 
 def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
     """Yield as SQL what ``--restore-defaults`` would run; as comments what it would not."""
     for loss in losses:
         yield comment(str(loss))
-        is_clean = all(statement.isprintable() for statement in loss.sql)
-        if loss.is_restorable and is_asked and is_clean:
+        if loss.is_restorable and is_asked:
             yield from ("BEGIN;", *SETTINGS, *loss.sql, "COMMIT;")
         else:
             yield from map(comment, loss.sql)

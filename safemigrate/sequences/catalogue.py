@@ -280,17 +280,17 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
             f"GRANT SELECT, UPDATE ON SEQUENCE {row.quoted} TO {row.role};",
             hinders=Hinders.CHECKING,
         )
+    elif not (row.is_usable or row.is_settable):
+        yield Obstacle(
+            f"role {row.role} may not move the sequence",
+            f"GRANT UPDATE ON SEQUENCE {row.quoted} TO {row.role};",
+            hinders=Hinders.MOVING,
+        )
     if row.read_only:
         yield Obstacle(
             "the server, or this session, is read-only",
             "resync where it can be written to, such as the primary",
             is_final=True,
-            hinders=Hinders.MOVING,
-        )
-    if not (row.is_usable or row.is_settable):
-        yield Obstacle(
-            f"role {row.role} may not move the sequence",
-            f"GRANT UPDATE ON SEQUENCE {row.quoted} TO {row.role};",
             hinders=Hinders.MOVING,
         )
 

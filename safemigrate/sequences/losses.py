@@ -12,6 +12,7 @@ from django.db import NotSupportedError
 from django.db.migrations.recorder import MigrationRecorder
 
 from safemigrate import driver
+from safemigrate.printing import sql_literal, sql_name
 
 from .catalogue import code_of_others
 from .checking import SETTINGS, checking, checking_table
@@ -111,19 +112,18 @@ SELECT n.nspname AS schema, c.relname AS table_name, a.attname AS column_name,
        l.is_unfilled, l.stranger, l.is_keyless,
        pg_catalog.format_type(a.atttypid, NULL) AS type,
        CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END AS only,
-       x.name AS table, pg_catalog.quote_literal(x.name) AS table_text,
-       pg_catalog.quote_ident(a.attname) AS column,
-       pg_catalog.quote_literal(a.attname) AS column_text,
-       own.name AS own, pg_catalog.quote_literal(own.name) AS own_text, own.increment,
+       pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted_table,
+       pg_catalog.quote_ident(a.attname) AS quoted_column,
+       own.name AS own_name, own.quoted AS quoted_own, own.increment,
        {code_of_others("ARRAY[c.oid]")} AS code_of
 FROM lost AS l
 JOIN pg_catalog.pg_class AS c ON c.oid = l.oid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = l.oid AND a.attnum = l.attribute
-CROSS JOIN LATERAL pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS x (name)
 LEFT JOIN LATERAL (
     -- What a serial column draws from, where it is still there and nobody else's.
-    SELECT pg_catalog.format('%%I.%%I', n.nspname, s.relname) AS name, q.seqincrement AS increment
+    SELECT s.relname AS name, pg_catalog.format('%%I.%%I', n.nspname, s.relname) AS quoted,
+           q.seqincrement AS increment
     FROM (
         SELECT d.objid
         FROM pg_catalog.pg_depend AS d
@@ -147,6 +147,9 @@ WHERE l.is_unfilled OR l.stranger IS NOT NULL OR l.is_keyless
 ORDER BY l.place, n.nspname
 """
 
+# Somebody may type these, in a search_path where others can make operators: for the types of each
+# operator here, and no others, the server has one of its own.
+
 # As Django makes an auto field since 4.1. Heirs keep the defaults they have. The column may still
 # own a sequence that others draw from.
 IDENTITY = (
@@ -157,11 +160,12 @@ IDENTITY = (
     SELECT pg_catalog.setval(d.objid::pg_catalog.regclass, k.largest)
     FROM (SELECT pg_catalog.max({column}) AS largest FROM {table}) AS k
     JOIN pg_catalog.pg_attribute AS a
-      ON a.attrelid = {table_text}::pg_catalog.regclass AND a.attname = {column_text}
+      ON a.attrelid = {table_text}::pg_catalog.regclass::pg_catalog.oid
+     AND a.attname = {column_text}
     JOIN pg_catalog.pg_depend AS d
       ON d.refobjid = a.attrelid AND d.refobjsubid = a.attnum AND d.deptype = 'i'
-     AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-     AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+     AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+     AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
     WHERE k.largest > 0;""",
 )
 # As it made one before; a serial that became a bigserial takes its sequence along.
@@ -219,28 +223,48 @@ def find_losses(
 
 def _losses(row: Any) -> Iterator[Loss]:
     where = row.schema, row.table_name, row.column_name
+    sql, advice = _restoring(row)
     if row.is_unfilled:
-        yield Loss(*where, "lost default", "it has no default or identity", _restoring(row))
+        yield Loss(*where, "lost default", "it has no default or identity", sql, advice)
     elif row.stranger:
         reason = f"it draws from {row.stranger}, which belongs to another table"
-        yield Loss(*where, "foreign sequence", reason, _restoring(row))
+        yield Loss(*where, "foreign sequence", reason, sql, advice)
     if row.is_keyless:
         yield Loss(
             *where, "lost key", "it has no primary key or valid unique index", _filled(KEY, row)
         )
 
 
-def _restoring(row: Any) -> tuple[str, ...]:
-    # Reading the largest key could run what another role has put into an index.
-    if row.type not in RESTORABLE or row.code_of:
-        return ()
-    return _filled(OWN_SEQUENCE if row.own else IDENTITY, row)
+def _restoring(row: Any) -> tuple[tuple[str, ...], str]:
+    """Return the statements that restore a default, or none and what to do instead."""
+    if row.type not in RESTORABLE:
+        return (), f"make it a smallint, integer or bigint; it is {row.type}"
+    if row.code_of:
+        return (), (
+            f"run --restore-defaults as {row.code_of}: reading the largest key could run what that "
+            "role has put into an index"
+        )
+    return _filled(OWN_SEQUENCE if row.own_name else IDENTITY, row), ""
 
 
 def _filled(statements: Iterable[str], row: Any) -> tuple[str, ...]:
+    names = {
+        "table": sql_name(row.quoted_table, row.schema, row.table_name),
+        "table_text": sql_literal(row.quoted_table),
+        "column": sql_name(row.quoted_column, row.column_name),
+        "column_text": sql_literal(row.column_name),
+        "only": row.only,
+        "type": row.type,
+    }
+    if row.own_name:
+        names |= {
+            "own": sql_name(row.quoted_own, row.schema, row.own_name),
+            "own_text": sql_literal(row.quoted_own),
+            "increment": row.increment,
+        }
     # Put on one line before the names come in: theirs is not to be changed.
     lines = (" ".join(statement.split()) for statement in statements)
-    return tuple(line.format_map(row._asdict()) for line in lines)
+    return tuple(line.format_map(names) for line in lines)
 
 
 def restore(connection: BaseDatabaseWrapper, loss: Loss) -> None:

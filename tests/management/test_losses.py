@@ -13,6 +13,7 @@ from django.apps import apps
 from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import ProgrammingError, connections, transaction
+from django.test import override_settings
 
 import safemigrate
 from safemigrate.checks import check_databases
@@ -141,6 +142,67 @@ def test_names_are_printed_as_they_are(project: Project) -> None:
     assert '  type: ALTER TABLE public."two  spaces" ADD PRIMARY KEY (id);\n' in printed
 
 
+@pytest.mark.parametrize("kind", ["bigint", "bigserial"])
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "tab\there", "a\u202eb", "a\\b", "per%cent", "o'clock"]
+)
+def test_odd_names_can_be_typed(project: Project, name: str, kind: str) -> None:
+    execute(f'CREATE TABLE "{name}" (id {kind} PRIMARY KEY, name text)')
+    execute(f"""INSERT INTO "{name}" VALUES (41, 'old')""")
+    execute(f'ALTER TABLE "{name}" ALTER id DROP DEFAULT')
+    with override_table(name):
+        printed = resyncsequences("--restore-defaults", "--dry-run")
+    assert all(line.isprintable() for line in printed.splitlines())
+    execute(printed)
+    assert value(f"""INSERT INTO "{name}" (name) VALUES ('new') RETURNING id""") == 42
+
+
+def test_the_script_runs_no_operator_of_others(lost: None) -> None:
+    """There is none of the server's for an oid and a regclass."""
+    execute(
+        """
+        CREATE TABLE rung (by name);
+        CREATE FUNCTION ring(oid, regclass) RETURNS bool LANGUAGE sql AS
+            'INSERT INTO public.rung VALUES (current_user); SELECT true';
+        CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = ring)
+        """
+    )
+    (first, _) = json.loads(resyncsequences("--json", "--check", status=1))["lost"]
+    execute("BEGIN;" + "".join(first["sql"]) + "ROLLBACK")
+    execute("SET search_path = public, pg_catalog")
+    execute(resyncsequences("--dry-run", "--restore-defaults"))
+    assert value("SELECT count(*) FROM rung") == 0
+    assert value("SHOW search_path") == "public, pg_catalog"
+
+
+def test_why_one_was_not_restored_is_said_once(lost: None) -> None:
+    execute(
+        "ALTER TABLE auth_group DROP CONSTRAINT auth_group_pkey CASCADE;"
+        "ALTER TABLE auth_group ALTER id DROP NOT NULL;"
+        "INSERT INTO auth_group (name) VALUES ('none')"
+    )
+    said = resyncsequences("--restore-defaults", status=1)
+    assert said.count("not restored: ") == 1
+    to_type = "python manage.py resyncsequences --restore-defaults"
+    assert f"null values\n  once that is out of the way, type: {to_type}\n" in said
+
+
+def test_a_tenant_s_tables(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router of django-tenants' allows an app where its tenant's turn has come."""
+    project.migrate()
+    execute("CREATE SCHEMA t1; ALTER TABLE auth_group SET SCHEMA t1")
+    execute("ALTER TABLE t1.auth_group ALTER id DROP IDENTITY")
+    monkeypatch.setattr(connections["default"], "schema_name", "public", raising=False)
+    with override_settings(DATABASE_ROUTERS=[NoAuth()]):
+        said = resyncsequences("--check", "--schema", "t1", status=1)
+    assert "t1.auth_group.id: lost default" in said
+
+
+class NoAuth:
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if app_label == "auth" else None
+
+
 def test_json_says_why_one_was_not_restored(lost: None) -> None:
     execute(
         "ALTER TABLE auth_group DROP CONSTRAINT auth_group_pkey CASCADE;"
@@ -218,7 +280,7 @@ def test_one_that_another_session_restores_first(lost: None, database: str) -> N
         thread.start()
         printed = resyncsequences("--restore-defaults")
         thread.join()
-    assert "not restored" in printed
+    assert "lost default" not in printed
     assert printed.endswith("8 sequences feed a key: 7 in sync, 1 behind and resynced.\n")
 
 

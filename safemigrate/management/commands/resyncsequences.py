@@ -196,11 +196,9 @@ class Command(BaseCommand):
         """List what is lost; with --restore-defaults what is lost after it."""
         found = self._find_lost(connection)
         if self.options["restore_defaults"] and self._may_change():
-            why = losses.restore_all(connection, found, self._tell)
+            failures = losses.restore_all(connection, found, self._tell)
             found = [  # another session may have restored some
-                loss._replace(reason=f"{loss.reason}; not restored: {why[loss.place]}")
-                if loss.is_restorable and loss.place in why
-                else loss
+                loss._replace(failure=failures.get(loss.place, "")) if loss.is_restorable else loss
                 for loss in self._find_lost(connection)
             ]
         return found
