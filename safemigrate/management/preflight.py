@@ -36,8 +36,9 @@ def requiring_record() -> Iterator[None]:
         if schema is not None:
             raise CommandError(
                 f"{schema}.django_migrations.id has no default or identity, as after a restore or "
-                "a copy that lost it: no migration could be recorded. Nothing was changed in schema "
-                f"{schema}. Type: {command_line(using, '--restore-defaults', schema=schema)}"
+                "a copy that lost it: no migration could be recorded. Nothing was changed in "
+                f"schema {schema}. Type: "
+                + command_line(using, "--restore-defaults", schema=schema)
             )
 
     with receiving_plans(require):
