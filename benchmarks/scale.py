@@ -35,6 +35,8 @@ from tests.support.environments import ROOT, server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+if {"-h", "--help"}.intersection(sys.argv):
+    sys.exit(__doc__)
 IS_SWEEP = sys.argv[1:2] == ["sweep"]
 SIZES = [int(size) for size in sys.argv[2:]] or [100, 300, 1000, 3000]
 TABLES = int(sys.argv[1]) if len(sys.argv) > 1 and not IS_SWEEP else 10_000

@@ -400,6 +400,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--only", default="abcdefg", help="some of the letters a to g")
     options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error("quartiles take at least two --pairs")
     with server() as settings:
         os.environ["DATABASE_URL"] = url_of(settings)
         sys.path[:0] = [str(ROOT), str(ROOT / "example_project")]
