@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 PACKAGE = "safemigrate"
-LIKE_OURS = re.compile(r"SAFE_?MIGRATE_?[A-Z]")
 # At most this many sequences are named; the command names them all.
 NAMED = 10
 
@@ -31,7 +29,10 @@ NAMED = 10
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """Report every setting that a command would refuse, and every name that is no setting."""
     known = [f"SAFEMIGRATE_{reader.__name__.upper()}" for reader in conf.READERS]
-    unknown = {name for name in dir(settings) if LIKE_OURS.match(name)} - {*known}
+    names = {name for name in dir(settings) if name.startswith("SAFE")} - {*known}
+    unknown = {
+        name for name in names if name.startswith("SAFEMIGRATE_") or _did_you_mean(name, known)
+    }
     if isinstance(getattr(settings, PACKAGE.upper(), None), dict):  # a str is django-safemigrate's
         unknown.add(PACKAGE.upper())
     return [

@@ -63,8 +63,9 @@ def sql_name(quoted: str, *parts: str) -> str:
 
 def sql_literal(text: str) -> str:
     """Quote ``text`` for a statement that is printed, with escapes if it holds what acts."""
-    if text.isprintable() and "\\" not in text:
-        return "'{}'".format(text.replace("'", "''"))
+    if text.isprintable():
+        quoted = "'{}'".format(text.replace("'", "''"))
+        return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
     return f"U&'{_unicode_escapes(text, quote=chr(39))}'"
 
 

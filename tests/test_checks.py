@@ -61,6 +61,10 @@ def test_a_setting_that_there_is_not() -> None:
     assert str(warning.hint).startswith("Did you mean SAFEMIGRATE_MAX_RETRIES? The settings are ")
 
 
+def test_settings_of_others() -> None:
+    assert of_settings(SAFEMIGRATED_BY="us", SAFE_MIGRATES_X=1, SAFETY=1) == []
+
+
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [

@@ -61,3 +61,11 @@ def test_the_server_reads_the_escapes_as_the_name(database: str, name: str) -> N
     assert value(f"SELECT {sql_literal(name)}") == name
     execute(f"CREATE TABLE {sql_name(name, name)} (id int)")
     assert value("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid >= 16384") == name
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("conforming", ["on", "off"])
+@pytest.mark.parametrize("name", ["a\\b", "o'clock", "\\'"])
+def test_a_literal_that_can_be_printed(name: str, conforming: str) -> None:
+    execute(f"SET standard_conforming_strings = {conforming}; SET backslash_quote = off")
+    assert value(f"SELECT {sql_literal(name)}") == name

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from safemigrate.driver import Cursor
 
 NAME_LENGTH = 63
-NAME = r"(?a)safemigrate (?P<token>\d+_[0-9a-f]{8}) -?\d+ (?P<host>.+)"
+NAME = r"(?a)safemigrate (?P<token>\d+_[0-9a-f]{8}) -?\d+ (?P<host>.*)"
 
 # Of other roles' sessions, everyone sees the role and the application's name, and nothing else. The
 # name may be anybody's, and the pid in it a pooler's: so the backend must be in our database, and
@@ -122,7 +122,7 @@ def holder_of(cursor: Cursor, key: tuple[int, int]) -> Holder:
     return Holder(
         pid=row.pid,
         token=name["token"],
-        host=name["host"],
+        host=name["host"] or "its host",
         since=row.since or "",
         worker=row.worker,
         running=_running(row),

@@ -369,7 +369,7 @@ class MigrationLock:
             holder = retrying(self._ask_again)
             why = f"and is held by {holder}" if holder else ""
         except (LockError, Error) as error:
-            reason = printable_ascii(first_line(error.__cause__))
+            reason = printable_ascii(first_line(error.__cause__ or error))
             why = f"and could not be taken again: {reason}"
         self.is_given_up = bool(why)
         logger.warning(

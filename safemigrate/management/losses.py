@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from safemigrate.sequences.needs import Loss
 
 
-# The largest key may be in a row that a policy hides, and nobody should wait behind the ALTER.
+# Nothing of others is run; the largest key may be in a row that a policy hides; and nobody should
+# wait behind the ALTER.
 SETTINGS = (
     "SET LOCAL search_path = pg_catalog;",
+    "SET LOCAL constraint_exclusion = off;",
     "SET LOCAL row_security = off;",
     f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';",
 )

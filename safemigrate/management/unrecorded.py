@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 ALREADY_THERE = {"42P07", "42701"}  # duplicate_table (or index), duplicate_column
 NOTE = (
     "The database has every table and column that {migration} adds, but django_migrations has no "
-    "row for it: an earlier run committed the migration and failed before recording it. "
-    "{is_done}: python manage.py safemigrate {words}"
+    "row for it, as when an earlier run has committed the migration and failed to record it. If "
+    "its other operations are done too, type: python manage.py safemigrate {words}"
 )
-ATOMIC = "It is atomic, so all of it is there. Type"
-NOT_ATOMIC = "It is not atomic: if its other operations are done too, type"
 
 Plan = Iterable[tuple["Migration", bool]]
 
@@ -71,8 +69,7 @@ def _note(migration: Migration, connection: BaseDatabaseWrapper) -> str:
     words = [migration.app_label, migration.name, "--fake"]
     words += option("--database", alias) if alias != DEFAULT_DB_ALIAS else []
     words += option("--schema", tenant) if tenant else []  # the others may not have it
-    is_done = ATOMIC if migration.atomic else NOT_ATOMIC
-    return NOTE.format(migration=migration, is_done=is_done, words=shlex.join(words))
+    return NOTE.format(migration=migration, words=shlex.join(words))
 
 
 def _unrecorded(connection: BaseDatabaseWrapper, plan: Plan) -> Migration | None:

@@ -62,13 +62,11 @@ def code_of_others(members: str) -> str:
     return CODE_OF_OTHERS.format(members=members)
 
 
-# Whether the index i has a column among its keys, or an expression of it. A plain one depends also
-# on the columns of its predicate and INCLUDE, which are no keys.
-HOLDS = """({attribute} = ANY (i.indkey[0:i.indnkeyatts - 1]) OR (
-    0 = ANY (i.indkey) AND EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS e
-        WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = i.indexrelid
-          AND e.refobjid = i.indrelid AND e.refobjsubid = {attribute})))"""
+# Whether the index i has a column among its keys, or an expression of it. It depends also on the
+# columns of its predicate and INCLUDE, which are no keys; so the expressions themselves are asked.
+HOLDS = """({attribute} = ANY (i.indkey[0:i.indnkeyatts - 1]) OR COALESCE(pg_catalog.strpos(
+    i.indexprs::pg_catalog.text,
+    pg_catalog.concat('{{VAR :varno 1 :varattno ', {attribute}, ' ')) > 0, false))"""
 
 # Whether the largest value of a column can be read from the end of the index i.
 LEADS = """(i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = {attribute}
@@ -274,6 +272,13 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
         yield Obstacle("the sequence belongs to an extension")
     if row.cycles:
         yield Obstacle("the sequence is declared CYCLE and may start over")
+    if row.read_only:
+        yield Obstacle(
+            "the server, or this session, is read-only",
+            "resync where it can be written to, such as the primary",
+            is_final=True,
+            hinders=Hinders.MOVING,
+        )
     if not (row.is_readable or row.is_usable):
         yield Obstacle(
             f"role {row.role} may not read the sequence",
@@ -284,13 +289,6 @@ def _obstacles(row: Any) -> Iterator[Obstacle]:
         yield Obstacle(
             f"role {row.role} may not move the sequence",
             f"GRANT UPDATE ON SEQUENCE {row.quoted} TO {row.role};",
-            hinders=Hinders.MOVING,
-        )
-    if row.read_only:
-        yield Obstacle(
-            "the server, or this session, is read-only",
-            "resync where it can be written to, such as the primary",
-            is_final=True,
             hinders=Hinders.MOVING,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from django.db import NotSupportedError, ProgrammingError
+from django.db import Error, NotSupportedError, ProgrammingError
 
 from safemigrate import driver
 from safemigrate.printing import first_line, one_line, printable
@@ -72,7 +72,7 @@ def checking_table(
 
 def obstacle_of(error: Exception) -> Obstacle:
     """Say what kept a check from being done, from the error that the server gave it."""
-    state = driver.sqlstate(error)
+    state = driver.sqlstate(error) if isinstance(error, Error) else None
     if state == driver.LOCK_NOT_AVAILABLE:
         cure = "try again when it is not"
         return Obstacle("the table was locked", cure, hinders=Hinders.CHECKING)

@@ -115,11 +115,25 @@ SELECT n.nspname AS schema, c.relname AS table_name, a.attname AS column_name,
        pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted_table,
        pg_catalog.quote_ident(a.attname) AS quoted_column,
        own.name AS own_name, own.quoted AS quoted_own, own.increment,
-       {code_of_others("ARRAY[c.oid]")} AS code_of
+       {code_of_others("family.members")} AS code_of,
+       NOT a.attnotnull AND EXISTS (
+           SELECT FROM pg_catalog.pg_constraint AS k
+           WHERE k.conrelid = ANY (family.members) AND k.contype = 'c') AS is_checked
 FROM lost AS l
 JOIN pg_catalog.pg_class AS c ON c.oid = l.oid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = l.oid AND a.attnum = l.attribute
+CROSS JOIN LATERAL (
+    SELECT ARRAY (
+        WITH RECURSIVE heir (oid) AS (
+            SELECT c.oid
+            UNION
+            SELECT h.inhrelid
+            FROM heir
+            JOIN pg_catalog.pg_inherits AS h ON h.inhparent = heir.oid
+        )
+        SELECT heir.oid FROM heir) AS members
+) AS family
 LEFT JOIN LATERAL (
     -- What a serial column draws from, where it is still there and nobody else's.
     SELECT s.relname AS name, pg_catalog.format('%%I.%%I', n.nspname, s.relname) AS quoted,
@@ -218,32 +232,42 @@ def find_losses(
     with checking(connection) as cursor:
         lost = cursor.rows(LOSSES, parameters | {"force": force})
         stale = mismatches(cursor, parameters, driver.server_version(connection))
-    return [loss for row in lost for loss in _losses(row)] + stale
+    return [loss for row in lost for loss in _losses(row, force=force)] + stale
 
 
-def _losses(row: Any) -> Iterator[Loss]:
+def _losses(row: Any, *, force: bool) -> Iterator[Loss]:
     where = row.schema, row.table_name, row.column_name
-    sql, advice = _restoring(row)
+    danger = "" if force else _danger(row)
+    sql, advice = ((), danger) if danger else _restoring(row)
     if row.is_unfilled:
         yield Loss(*where, "lost default", "it has no default or identity", sql, advice)
     elif row.stranger:
         reason = f"it draws from {row.stranger}, which belongs to another table"
         yield Loss(*where, "foreign sequence", reason, sql, advice)
     if row.is_keyless:
-        yield Loss(
-            *where, "lost key", "it has no primary key or valid unique index", _filled(KEY, row)
+        sql = () if danger else _filled(KEY, row)
+        yield Loss(*where, "lost key", "it has no primary key or valid unique index", sql, danger)
+
+
+def _danger(row: Any) -> str:
+    """Say how code of others could run, with the rights of whoever reads or alters the table."""
+    if row.code_of:
+        return (
+            f"an index or statistics object of the table calls a function of role {row.code_of}, "
+            "which reading it could run; if that role is trusted, use --restore-defaults --force"
         )
+    if row.is_checked:
+        return (
+            "make the column NOT NULL first; that may run what the table's CHECK constraints call. "
+            "If whoever made them is trusted, use --restore-defaults --force"
+        )
+    return ""
 
 
 def _restoring(row: Any) -> tuple[tuple[str, ...], str]:
     """Return the statements that restore a default, or none and what to do instead."""
     if row.type not in RESTORABLE:
         return (), f"make it a smallint, integer or bigint; it is {row.type}"
-    if row.code_of:
-        return (), (
-            f"run --restore-defaults as {row.code_of}: reading the largest key could run what that "
-            "role has put into an index"
-        )
     return _filled(OWN_SEQUENCE if row.own_name else IDENTITY, row), ""
 
 

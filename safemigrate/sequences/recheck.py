@@ -27,6 +27,7 @@ SELECT t.oid,
            FROM pg_catalog.pg_attribute AS a
            WHERE a.attrelid = i.indrelid AND {HOLDS.format(attribute="a.attnum")}
            ORDER BY a.attnum) AS columns,
+       i.indexrelid IS NOT NULL AS is_there,
        EXISTS (
            -- Before each row of an INSERT: 1 is for each row, 2 before it, 4 an INSERT.
            SELECT FROM pg_catalog.pg_trigger AS g
@@ -45,6 +46,7 @@ GONE = (
     "{table} has no constraint {constraint} now: the transaction that failed had made or renamed "
     "it, and took it back. Whether a sequence was behind then can't be known any more."
 )
+COLUMNLESS = "The index {constraint} of {table} has no column, so no sequence is involved."
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
     SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric
@@ -187,8 +189,10 @@ def resync_constraint(  # noqa: PLR0913 - what the server says of a collision
                 "constraint": constraint,
             },
         )
-        if found is None or not found.columns:
+        if found is None or not found.is_there:
             return Feeding((), [], GONE.format(table=table, constraint=constraint))
+        if not found.columns:
+            return Feeding((), [], COLUMNLESS.format(table=table, constraint=constraint))
         feeds, own = feeds_of_table(cursor, found.oid)
         fed = [
             (each, {key.column for key in each.keys if key.place in own} & set(found.columns))

@@ -75,7 +75,7 @@ REPEATS = """
 UNLESS_LARGE = "AND {weight} <= {small}"
 WEIGHT = "(SELECT pg_catalog.pg_relation_size({oid}))"
 WEIGHT_OF_PARTITIONS = """(
-        SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_relation_size(p.relid)), 0)
+        SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_relation_size(p.relid)), 0)::pg_catalog.int8
         FROM pg_catalog.pg_partition_tree({oid}) AS p)"""
 NEXT_VALUE = """
         SELECT v.last_value::pg_catalog.numeric

@@ -206,7 +206,7 @@ def _checked(
         with checking(connection, lock_timeout=lock_timeout) as cursor:
             sequences = sequences_of(cursor, feeds)
             return check(cursor, sequences, terms)
-    except (Error, UnicodeDecodeError) as error:
+    except Exception as error:  # what can't be checked does not stop the rest
         if driver.is_closed(connection):
             raise
         if len(feeds) == 1:

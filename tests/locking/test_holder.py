@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from django.db import connection, transaction
 
+from safemigrate import driver
 from safemigrate.locking.errors import LockTimeoutError
-from safemigrate.locking.holder import Holder, head
+from safemigrate.locking.holder import Holder, head, holder_of
 from safemigrate.locking.lock import KEY, migration_lock
 from tests.support.databases import execute, rows, value
 from tests.support.locks import HERE, holders, quiet
@@ -89,6 +90,7 @@ def test_whoever_is_no_run_of_ours_is_named(role: str) -> None:
         execute(SQUAT, [KEY])
         me, user = rows("SELECT pg_backend_pid(), session_user")[0]
         code = """
+from safemigrate import driver
 from safemigrate.locking.errors import LockTimeoutError
 try:
     with migration_lock(connection, patience=0, tell=tell): pass
@@ -146,3 +148,12 @@ def test_what_is_shown_is_plain_ascii() -> None:
     text = str(Holder(pid=1, role="m\u00e4lk\x1b[31m", name="x\ny"))
     assert text.isascii()
     assert text.isprintable()
+
+
+def test_a_host_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "")
+    with migration_lock(connection, patience=0, tell=quiet) as held:
+        with driver.cursor(held.twin) as cursor:
+            holder = holder_of(cursor, (KEY, value("SELECT hashtext('public')")))
+        assert holder.token == held.token
+        assert "on its host" in str(holder)

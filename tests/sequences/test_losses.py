@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from safemigrate.sequences.needs import Loss, Need, needs_of_apps
 from safemigrate.sequences.scope import current_schemas
 from tests.support.databases import Databases, execute, rows, value
 from tests.support.models import create
+from tests.support.runs import resyncsequences
 from tests.support.servers import tool
 
 if TYPE_CHECKING:
@@ -402,6 +404,66 @@ def test_another_role_s_function(database: str) -> None:
         assert not loss.is_restorable
     finally:
         execute(f"DROP OWNED BY {database}_stranger CASCADE; DROP ROLE {database}_stranger")
+
+
+# Each would be run, where it is not found: the caller may do everything.
+CODE = {
+    "an heir's index": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text);
+        CREATE TABLE heir () INHERITS (auth_group);
+        INSERT INTO heir VALUES (5, 'old');
+        CREATE INDEX ON heir (trap(1))
+    """,
+    "a partition's index": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text) PARTITION BY RANGE (id);
+        CREATE TABLE heir PARTITION OF auth_group DEFAULT;
+        INSERT INTO heir VALUES (5, 'old');
+        CREATE INDEX ON heir (trap(1))
+    """,
+    "a CHECK of a nullable column's table": """
+        CREATE TABLE auth_group (id int UNIQUE, name text, CHECK (trap(1) = 1));
+        INSERT INTO auth_group VALUES (5, 'old')
+    """,
+    "an heir's CHECK": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text);
+        CREATE TABLE heir (CHECK (trap(1) = 1)) INHERITS (auth_group);
+        INSERT INTO heir VALUES (5, 'old')
+    """,
+}
+IS_RESTORED = {"an heir's CHECK"}
+
+
+@pytest.mark.parametrize("is_printed", [False, True])
+@pytest.mark.parametrize("name", CODE)
+def test_code_of_others_is_not_run(project: Project, name: str, is_printed: bool) -> None:
+    project.migrate()
+    stranger = f"stranger_{os.getpid()}"
+    execute(
+        f"""
+        DROP TABLE auth_group CASCADE;
+        CREATE ROLE {stranger}; CREATE SCHEMA own AUTHORIZATION {stranger};
+        CREATE SEQUENCE own.alarm;
+        CREATE FUNCTION trap(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+            $$ BEGIN PERFORM nextval('own.alarm'); RETURN 1; END $$;
+        ALTER FUNCTION trap OWNER TO {stranger};
+        {CODE[name]};
+        SELECT setval('own.alarm', 1, false)
+        """
+    )
+    connection.close()  # a new session has planned nothing yet
+    try:
+        status = 0 if name in IS_RESTORED else 1
+        options = ["auth", "--restore-defaults", *(["--dry-run"] if is_printed else [])]
+        printed = resyncsequences(*options, status=0 if is_printed else status)
+        if is_printed:
+            execute(f"SELECT 1; {printed}")
+        assert not value("SELECT is_called FROM own.alarm")
+        (_, _, _, is_identity, *_) = rows(DEFINITION, ["auth_group"])[0]
+        assert (is_identity == "YES") == (name in IS_RESTORED)
+        resyncsequences("auth", "--restore-defaults", "--force")
+        assert value("INSERT INTO auth_group (name) VALUES ('new') RETURNING id") == 6
+    finally:
+        execute(f"DROP OWNED BY {stranger} CASCADE; DROP ROLE {stranger}")
 
 
 # --- What is restored beside others ---------------------------------------------------------------

@@ -141,6 +141,14 @@ def test_a_table_whose_name_others_have_too(database: str, schema: str | None, m
     }
 
 
+def test_an_index_that_has_no_column(ill: None) -> None:
+    """The idiom for a table of one row."""
+    execute("CREATE TABLE one (id serial PRIMARY KEY); CREATE UNIQUE INDEX one_row ON one ((true))")
+    feeding = resync_constraint(connection, "public", "one", "one_row", move=True)
+    assert feeding.findings == []
+    assert feeding.why_not == "The index one_row of one has no column, so no sequence is involved."
+
+
 def test_a_constraint_that_is_gone(database: str) -> None:
     execute("CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t VALUES (7)")
     feeding = resync_constraint(connection, "public", "t", "gone", move=True)

@@ -137,6 +137,13 @@ def test_read_only(ill: None) -> None:
     )
 
 
+def test_read_only_and_without_privileges(ill: None) -> None:
+    with role("SELECT ON t", "SELECT ON t_id_seq"):
+        execute("SET default_transaction_read_only = on")
+        (finding,) = found(move=True)
+    assert finding.repair == ""
+
+
 def test_a_lock_that_anybody_may_hold(ill: None, database: str) -> None:
     """A walk needs none; a jump tries for a second, and the note says why it was not made."""
     from safemigrate.sequences.resync import LOCK_SPACE

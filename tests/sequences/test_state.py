@@ -36,6 +36,29 @@ def test_what_is_in_sync_takes_one_statement(
     assert len(sent) == 1
 
 
+def test_a_partitioned_table_whose_numbers_may_repeat(ill: None) -> None:
+    execute(
+        """
+        CREATE TABLE one (tenant int, id serial, made int, PRIMARY KEY (tenant, id, made))
+            PARTITION BY RANGE (made);
+        CREATE TABLE one_1 PARTITION OF one DEFAULT;
+        INSERT INTO one VALUES (1, 7, 1), (1, 8, 1)
+        """
+    )
+    assert {each.sequence.name: each.moved_to for each in found(move=True)} == {
+        "one_id_seq": 8,
+        "t_id_seq": 7,
+    }
+
+
+@pytest.mark.parametrize("rest", ["INCLUDE (id)", "WHERE id > 0"])
+def test_what_an_index_on_an_expression_says_besides(ill: None, rest: str) -> None:
+    """The column is no part of its key."""
+    execute(f"ALTER TABLE t DROP CONSTRAINT t_pkey; CREATE UNIQUE INDEX ON t (lower(note)) {rest}")
+    (finding,) = found(move=True)
+    assert finding.moved_to == 7
+
+
 def test_no_privilege_to_move(ill: None) -> None:
     with role("SELECT, INSERT ON t", "SELECT ON t_id_seq"):
         (finding,) = found()
