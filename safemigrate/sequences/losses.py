@@ -226,7 +226,8 @@ def find_losses(
 ) -> list[Loss]:
     """Compare what models need with the catalogue, wherever ``schemas`` have the tables.
 
-    None stands for all of them. With ``force`` a key that only a trigger could fill is lost, too.
+    None stands for all of them. With ``force`` a key that only a trigger could fill is lost, too,
+    and what others have written into the table is no obstacle.
     """
     parameters = parameters_of(needs, schemas)
     with checking(connection) as cursor:
