@@ -68,4 +68,4 @@ def script(losses: Iterable[Loss], *, is_asked: bool) -> Iterator[str]:
         if loss.is_restorable and is_asked:
             yield from ("BEGIN;", *SETTINGS, *loss.sql, "COMMIT;")
         else:
-            yield from map(comment, loss.sql)
+            yield from map(comment, loss.sql or [loss.advice])

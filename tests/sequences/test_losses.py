@@ -455,6 +455,7 @@ def test_code_of_others_is_not_run(project: Project, name: str, is_printed: bool
         status = 0 if name in IS_RESTORED else 1
         options = ["auth", "--restore-defaults", *(["--dry-run"] if is_printed else [])]
         printed = resyncsequences(*options, status=0 if is_printed else status)
+        assert ("use --restore-defaults --force" in printed) == (name not in IS_RESTORED)
         if is_printed:
             execute(f"SELECT 1; {printed}")
         assert not value("SELECT is_called FROM own.alarm")
