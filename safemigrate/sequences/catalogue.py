@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The planner evaluates, with the rights of whoever reads a table, what can be evaluated beforehand
 # of the expressions in its indexes, its extended statistics and its partition key. So the functions
-# in them must be the reader's own or a superuser's.
+# in them, and the domains, whose CHECKs call some, must be the reader's own or a superuser's.
 CODE_OF_OTHERS = """(
     SELECT pg_catalog.quote_ident(pg_catalog.min(r.rolname))
     FROM (
@@ -38,28 +38,41 @@ CODE_OF_OTHERS = """(
         SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, x.oid
         FROM pg_catalog.pg_statistic_ext AS x
         WHERE x.stxrelid = ANY ({members})
-    ) AS o (class, oid)
-    CROSS JOIN LATERAL (
-        SELECT e.refobjid
-        FROM pg_catalog.pg_depend AS e
-        WHERE e.classid = o.class AND e.objid = o.oid
-          AND e.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
         UNION ALL
-        SELECT op.oprcode
-        FROM pg_catalog.pg_depend AS e
-        JOIN pg_catalog.pg_operator AS op ON op.oid = e.refobjid
-        WHERE e.classid = o.class AND e.objid = o.oid
-          AND e.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass
-    ) AS f (oid)
-    JOIN pg_catalog.pg_proc AS pr ON pr.oid = f.oid
-    JOIN pg_catalog.pg_roles AS r ON r.oid = pr.proowner
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.oid
+        FROM pg_catalog.pg_constraint AS k
+        WHERE {with_checks} AND k.conrelid = ANY ({members}) AND k.contype = 'c'
+    ) AS o (class, oid)
+    -- What concerns a single column, such as its type, is not in an expression.
+    JOIN pg_catalog.pg_depend AS e
+      ON e.classid = o.class AND e.objid = o.oid AND e.objsubid = 0
+    CROSS JOIN LATERAL (
+        SELECT pr.proowner
+        FROM pg_catalog.pg_proc AS pr
+        WHERE e.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND pr.oid = e.refobjid
+        UNION ALL
+        SELECT pr.proowner
+        FROM pg_catalog.pg_operator AS op
+        JOIN pg_catalog.pg_proc AS pr ON pr.oid = op.oprcode
+        WHERE e.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass AND op.oid = e.refobjid
+        UNION ALL
+        SELECT t.typowner
+        FROM pg_catalog.pg_type AS t
+        LEFT JOIN pg_catalog.pg_type AS element ON element.oid = t.typelem
+        WHERE e.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND t.oid = e.refobjid
+          AND (t.typtype IN ('c', 'd') OR element.typtype IN ('c', 'd'))
+    ) AS f (owner)
+    JOIN pg_catalog.pg_roles AS r ON r.oid = f.owner
     WHERE NOT r.rolsuper AND r.rolname <> CURRENT_USER)
 """
 
 
-def code_of_others(members: str) -> str:
-    """Return SQL for another role whose functions reading ``members``, or ``c``, could run."""
-    return CODE_OF_OTHERS.format(members=members)
+def code_of_others(members: str, *, with_checks: bool = False) -> str:
+    """Return SQL for another role whose functions reading ``members``, or ``c``, could run.
+
+    ``with_checks`` counts those that the tables' CHECK constraints call.
+    """
+    return CODE_OF_OTHERS.format(members=members, with_checks=with_checks)
 
 
 # Whether the index i has a column among its keys, or an expression of it. It depends also on the

@@ -115,10 +115,7 @@ SELECT n.nspname AS schema, c.relname AS table_name, a.attname AS column_name,
        pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS quoted_table,
        pg_catalog.quote_ident(a.attname) AS quoted_column,
        own.name AS own_name, own.quoted AS quoted_own, own.increment,
-       {code_of_others("family.members")} AS code_of,
-       NOT a.attnotnull AND EXISTS (
-           SELECT FROM pg_catalog.pg_constraint AS k
-           WHERE k.conrelid = ANY (family.members) AND k.contype = 'c') AS is_checked
+       {code_of_others("family.members", with_checks=True)} AS code_of
 FROM lost AS l
 JOIN pg_catalog.pg_class AS c ON c.oid = l.oid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -252,17 +249,13 @@ def _losses(row: Any, *, force: bool) -> Iterator[Loss]:
 
 def _danger(row: Any) -> str:
     """Say how code of others could run, with the rights of whoever reads or alters the table."""
-    if row.code_of:
-        return (
-            f"an index or statistics object of the table calls a function of role {row.code_of}, "
-            "which reading it could run; if that role is trusted, use --restore-defaults --force"
-        )
-    if row.is_checked:
-        return (
-            "make the column NOT NULL first; that may run what the table's CHECK constraints call. "
-            "If whoever made them is trusted, use --restore-defaults --force"
-        )
-    return ""
+    if not row.code_of:
+        return ""
+    return (
+        "an index, statistics object, partition key or CHECK of the table, or of one that inherits "
+        f"from it, calls a function of role {row.code_of}, which this could run; if that role is "
+        "trusted, use --restore-defaults --force"
+    )
 
 
 def _restoring(row: Any) -> tuple[tuple[str, ...], str]:

@@ -430,7 +430,28 @@ CODE = {
         INSERT INTO heir VALUES (5, 'old')
     """,
 }
-IS_RESTORED = {"an heir's CHECK"}
+CODE |= {
+    "a domain in an index": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text);
+        CREATE INDEX ON auth_group ((id + 5::risky));
+        INSERT INTO auth_group VALUES (5, 'old')
+    """,
+    "an array of a domain in an index": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text);
+        CREATE INDEX ON auth_group ((ARRAY[id] || '{1,2}'::int[]::risky[]::int[]));
+        INSERT INTO auth_group VALUES (5, 'old')
+    """,
+    "a column of a domain": """
+        CREATE TABLE auth_group (id int PRIMARY KEY, name text, a risky) PARTITION BY RANGE (id);
+        CREATE TABLE heir PARTITION OF auth_group DEFAULT;
+        INSERT INTO auth_group VALUES (5, 'old')
+    """,
+    "a CHECK that calls nobody's": """
+        CREATE TABLE auth_group (id int UNIQUE, name text, CHECK (length(name) > 1));
+        INSERT INTO auth_group VALUES (5, 'old')
+    """,
+}
+IS_RESTORED = {"a CHECK that calls nobody's", "a column of a domain"}
 
 
 @pytest.mark.parametrize("is_printed", [False, True])
@@ -446,6 +467,8 @@ def test_code_of_others_is_not_run(project: Project, name: str, is_printed: bool
         CREATE FUNCTION trap(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
             $$ BEGIN PERFORM nextval('own.alarm'); RETURN 1; END $$;
         ALTER FUNCTION trap OWNER TO {stranger};
+        CREATE DOMAIN risky AS int CHECK (trap(1) = 1);
+        ALTER DOMAIN risky OWNER TO {stranger};
         {CODE[name]};
         SELECT setval('own.alarm', 1, false)
         """
