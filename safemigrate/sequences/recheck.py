@@ -46,7 +46,11 @@ GONE = (
     "{table} has no constraint {constraint} now: the transaction that failed had made or renamed "
     "it, and took it back. Whether a sequence was behind then can't be known any more."
 )
-COLUMNLESS = "The index {constraint} of {table} has no column, so no sequence is involved."
+# As one on (true), for a table of one row, or on the row as a whole.
+COLUMNLESS = (
+    "The index {constraint} of {table} names no column, so it can't be known whether a sequence is "
+    "involved."
+)
 # The key that is met first from the next value on, in the sequence's own direction.
 NEAREST = """(
     SELECT pg_catalog.{aggregate}({column}){cast}::pg_catalog.numeric

@@ -141,12 +141,18 @@ def test_a_table_whose_name_others_have_too(database: str, schema: str | None, m
     }
 
 
-def test_an_index_that_has_no_column(ill: None) -> None:
-    """The idiom for a table of one row."""
-    execute("CREATE TABLE one (id serial PRIMARY KEY); CREATE UNIQUE INDEX one_row ON one ((true))")
+@pytest.mark.parametrize("expression", ["true", "whole(one.*)"])
+def test_an_index_that_names_no_column(ill: None, expression: str) -> None:
+    """The idiom for a table of one row; and an index on the row as a whole."""
+    execute("CREATE TABLE one (id serial PRIMARY KEY)")
+    execute("CREATE FUNCTION whole(one) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1::text'")
+    execute(f"CREATE UNIQUE INDEX one_row ON one (({expression}))")
     feeding = resync_constraint(connection, "public", "one", "one_row", move=True)
     assert feeding.findings == []
-    assert feeding.why_not == "The index one_row of one has no column, so no sequence is involved."
+    assert feeding.why_not == (
+        "The index one_row of one names no column, so it can't be known whether a sequence is "
+        "involved."
+    )
 
 
 def test_a_constraint_that_is_gone(database: str) -> None:
